@@ -1,0 +1,192 @@
+"""PGD leaves strict saddles and stops at minima; the certificate agrees with the dense Hessian."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from pgd import PGD, certify, lambda_min
+
+
+@pytest.fixture(autouse=True)
+def double_precision() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def two_dimensional(x: Tensor) -> Tensor:
+    """x² − y² + y⁴/4: a strict saddle at 0, minima −1 at (0, ±√2)."""
+    return x[0] ** 2 - x[1] ** 2 + x[1] ** 4 / 4
+
+
+def octopus(x: Tensor) -> Tensor:
+    """A chain of d strict saddles, met one after the other, like the octopus of Du et al. (2017) but smooth.
+
+    Coordinate i turns from a bowl into a double well as coordinate i − 1 moves from 0 to ±1.
+    """
+    s = torch.cat([torch.ones(1), 2 * x[:-1] ** 2 / (1 + x[:-1] ** 2)])
+    return ((1 - 2 * s) * x**2 / 2 + x**4 / 4).sum()
+
+
+def descend(f: Callable[[Tensor], Tensor], x: Tensor, steps: int = 20_000, curvature: bool = False, **options) -> PGD:
+    x.requires_grad_()
+
+    def closure() -> Tensor:
+        x.grad = None
+        value = f(x)
+        value.backward()
+        return value
+
+    defaults = dict(lr=0.05, rho=1e-4, radius=1e-2, patience=200, generator=torch.Generator().manual_seed(0))
+    pgd = PGD([x], **(defaults | options), objective=(lambda: f(x)) if curvature else None)
+    for _ in range(steps):
+        pgd.step(closure)
+        if pgd.converged:
+            break
+    return pgd
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"curvature": True}, {"curvature": True, "momentum": 0.5}])
+@pytest.mark.parametrize("f, start", [(two_dimensional, [1.0, 0.0]), (octopus, [0.0] * 10)])
+def test_leaves_saddles_on_which_gradient_descent_stays(f, start, options):
+    stuck = torch.tensor(start)
+    assert descend(f, stuck, radius=0.0).converged  # a kick of length 0: gradient descent to first order
+    assert lambda_min(lambda: f(stuck), [stuck])[0] < -0.9
+
+    x = torch.tensor(start)
+    pgd = descend(f, x, **options)
+    assert pgd.converged and pgd.perturbations >= 1 and pgd.gradient_norm <= 1e-4
+    assert lambda_min(lambda: f(x), [x])[0] >= -math.sqrt(1e-4)
+    if f is octopus:
+        assert (x.abs() > 0.9).all()  # it has passed all ten saddles
+    else:
+        assert torch.allclose(x.abs(), torch.tensor([0.0, math.sqrt(2)]), atol=1e-3)
+
+
+def test_stops_at_the_minimum_it_is_at_and_returns_there():
+    x = torch.tensor([0.0, math.sqrt(2)])
+    pgd = descend(two_dimensional, x, radius=0.1)
+    assert pgd.converged and pgd.perturbations == 1
+    assert torch.equal(x, torch.tensor([0.0, math.sqrt(2)]))
+
+
+def test_is_the_algorithm_of_jin_et_al_to_the_step():
+    """Against Algorithm 1 written out as in the paper, from a point where it kicks and escapes."""
+    lr, rho, radius, patience, f_decrease = 0.1, 1e-3, 0.05, 30, 1e-4
+    generator = torch.Generator().manual_seed(1)
+    x, t_noise, path = torch.tensor([0.3, 0.0]), -math.inf, []
+    for t in range(400):
+        gradient = torch.func.grad(two_dimensional)(x)
+        if gradient.norm() <= rho and t - t_noise > patience:
+            remembered, t_noise = x, t
+            noise, uniform = torch.randn(2, generator=generator), torch.rand((), generator=generator)
+            x = x + radius * uniform**0.5 * noise / noise.norm()
+            gradient = torch.func.grad(two_dimensional)(x)
+        if t - t_noise == patience and two_dimensional(x) - two_dimensional(remembered) > -f_decrease:
+            break
+        path.append(x)
+        x = x - lr * gradient
+    y = torch.tensor([0.3, 0.0])
+    options = dict(lr=lr, rho=rho, radius=radius, patience=patience, f_decrease=f_decrease)
+    pgd = descend(two_dimensional, y, steps=400, generator=torch.Generator().manual_seed(1), **options)
+    assert pgd.converged and pgd.perturbations == 2 and len(path) > 100
+    assert torch.allclose(y, remembered, atol=1e-12)
+
+
+def test_the_kick_is_uniform_in_the_ball():
+    x = torch.zeros(3)
+    pgd = PGD([x], lr=0.1, rho=1e-3, radius=2.0, generator=torch.Generator().manual_seed(0))
+    points = []
+    for _ in range(4000):
+        x.zero_()
+        pgd.perturb()
+        points.append(x.clone())
+    points = torch.stack(points)
+    volume_inside = (points.norm(dim=1) / 2) ** 3  # uniform on [0, 1]
+    assert volume_inside.max() <= 1
+    assert abs(volume_inside.mean() - 0.5) < 3 * math.sqrt(1 / 12 / 4000)
+    assert (points.mean(0).abs() < 3 * math.sqrt(4 / 5 / 4000)).all()
+
+
+def test_a_costly_objective_is_evaluated_only_for_the_stopping_rule():
+    x, calls = torch.tensor([0.0, math.sqrt(2)]), []
+
+    def value() -> Tensor:
+        calls.append(1)
+        return two_dimensional(x)
+
+    def closure() -> Callable[[], Tensor]:
+        x.grad = torch.func.grad(two_dimensional)(x)
+        return value
+
+    pgd = PGD([x], lr=0.05, rho=1e-4, radius=1e-2, patience=20, generator=torch.Generator().manual_seed(0))
+    while not pgd.converged:
+        pgd.step(closure)
+    assert pgd.perturbations == 1 and len(calls) == 2
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 40, 300])
+def test_lambda_min_agrees_with_the_dense_hessian(n):
+    generator = torch.Generator().manual_seed(n)
+    A = torch.randn(n, n, generator=generator)
+    x = torch.randn(n, generator=generator, requires_grad=True)
+
+    def f() -> Tensor:
+        return (torch.tanh(A @ x) ** 2).sum() + (x**3).sum() / 3
+
+    dense = torch.autograd.functional.hessian(lambda y: (torch.tanh(A @ y) ** 2).sum() + (y**3).sum() / 3, x)
+    exact, vectors = torch.linalg.eigh(dense)
+    value, (vector,) = lambda_min(f, [x])
+    width = float(exact[-1] - exact[0])
+    assert exact[0] - 1e-2 * width <= value <= exact[0] + 1e-8 * width  # cautious: never above
+    assert abs(vector @ vectors[:, 0]) > 0.99 and vector.norm() == pytest.approx(1)
+
+
+def test_lambda_min_takes_several_tensors_and_the_degenerate_cases():
+    a, b = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor(3.0, requires_grad=True)
+    value, (u, v) = lambda_min(lambda: (a**2).sum() - 2 * b**2, [a, b])
+    assert value == pytest.approx(-4, abs=1e-8) and abs(float(v)) == pytest.approx(1) and u.shape == (2,)
+    assert lambda_min(lambda: a.sum() + 0 * b, [a, b])[0] == 0  # linear
+    assert lambda_min(lambda: (b**2 + a.sum()) ** 1, [a])[0] == 0
+
+
+def test_lambda_min_at_a_hundred_thousand_parameters():
+    x = torch.linspace(-1, 1, 100_000, requires_grad=True)
+    assert lambda_min(lambda: (x**3).sum() / 6, [x])[0] == pytest.approx(-1, abs=1e-2)
+
+
+def test_certificate_of_a_quadratic_is_the_lemma_with_equality():
+    """f = ½ tr(Wᵀ H W) + ½ bᵀ H b + lam ‖W‖²: ∇_W f = (H + 2 lam I) W exactly."""
+    H = torch.diag(torch.tensor([-0.5, 1.0, 2.0]))
+    W = torch.tensor([[1e-3], [0.0], [0.0]], requires_grad=True)
+    b = torch.zeros(3, requires_grad=True)
+
+    def f(lam: float) -> Tensor:
+        return (W * (H @ W)).sum() / 2 + b @ H @ b / 2 + lam * (W**2).sum()
+
+    certificate = certify(lambda: f(1.0), [W, b], W, b, lam=1.0, rho=1e-2, K=100)
+    assert certificate.gradient_norm == pytest.approx(1.5e-3)
+    assert certificate.lambda_min == pytest.approx(-0.5)
+    assert certificate.w_norm <= certificate.w_norm_bound == pytest.approx(1e-3, rel=1e-5)
+    assert certificate.is_sosp and "SOSP" in str(certificate)
+    assert not certify(lambda: f(1.0), [W, b], W, b, lam=1.0, rho=1e-2).is_sosp  # −0.5 < −√(1e-2)
+    assert not certify(lambda: f(1.0), [W, b], W, b, lam=1.0, rho=1e-3, K=1e3).is_sosp  # 1.5e-3 > rho
+    assert certify(lambda: f(0.1), [W, b], W, b, lam=0.1, rho=1e-2).w_norm_bound is None  # 0.2 − 0.5 < 0
+
+
+@pytest.mark.parametrize(
+    "bad, word",
+    [({"lr": -1}, "lr"), ({"rho": -1}, "rho"), ({"radius": -1}, "radius"), ({"momentum": 1}, "momentum")]
+    + [({"lr": float("nan")}, "lr"), ({"patience": 0}, "patience")],
+)
+def test_refuses_bad_arguments_by_name(bad, word):
+    with pytest.raises(ValueError, match=word):
+        PGD([torch.zeros(2)], **(dict(lr=0.1, rho=1e-3, radius=1e-2) | bad))
+
+
+def test_takes_one_parameter_group():
+    with pytest.raises(ValueError, match="one parameter group"):
+        PGD([{"params": [torch.zeros(1)]}, {"params": [torch.zeros(2)]}], lr=0.1, rho=1e-3, radius=0.1)
