@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # small problems: threads that wait for each other make a busy machine crawl
 
 ROOT = Path(__file__).parent
 _modules: dict[Path, dict] = {}  # each experiment's own modules, kept while another one's are in use

@@ -93,9 +93,6 @@ def check(config: Config) -> None:
         torch.zeros(1, device=config.device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {config.device} is not to be had here: {str(error).splitlines()[0]}") from None
-    config.out.mkdir(parents=True, exist_ok=True)
-    if not os.access(config.out, os.W_OK):
-        raise PermissionError(f"--out {config.out} can't be written to; give another folder")
 
 
 def run(graph: Graph, config: Config, V: torch.Tensor, bar: tqdm | None = None) -> Result:
@@ -129,14 +126,19 @@ def run(graph: Graph, config: Config, V: torch.Tensor, bar: tqdm | None = None) 
 def main(config: Config) -> int:
     """Run the experiment, save its files, print the summary; returns the exit status."""
     try:
+        check(config)
         if config.graph is None:
             graph = random_graph(config.n, config.p, config.graph_seed)
         else:
             graph = read_graph(config.graph)
-        check(config)
+        config.out.mkdir(parents=True, exist_ok=True)
+        if not os.access(config.out, os.W_OK):
+            raise PermissionError(f"--out {config.out} can't be written to; give another folder")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if graph.m < 100_000:
+        torch.set_num_threads(1)  # more only wait for each other on a graph of this size
     graph = graph.to(config.device)
     generator = torch.Generator(config.device).manual_seed(config.seed)
 
@@ -231,5 +233,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(tyro.cli(Config, description=__doc__)))
     except KeyboardInterrupt:
-        print("interrupted before there was a cut: nothing is saved", file=sys.stderr)
+        print("interrupted before the files were written: nothing is saved", file=sys.stderr)
         sys.exit(130)

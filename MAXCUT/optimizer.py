@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import pi, sqrt
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from scipy.special import owens_t
 from torch import Tensor
@@ -76,11 +77,13 @@ class Rounding:
         self.total = graph.w.abs().sum()
         d = graph.degree / self.total
         self.root_d = torch.where(d > 0, d, 2 / graph.n).sqrt()  # an isolated vertex gets the mean degree
-        # Each edge stands twice in the symmetric CSR matrix; edge_of says which edge an entry belongs to.
-        W, edges = graph.adjacency, np.arange(graph.m)
-        order = np.lexsort(np.stack([torch.cat([graph.j, graph.i]).cpu(), torch.cat([graph.i, graph.j]).cpu()]))
-        self._edge_of = torch.from_numpy(np.concatenate([edges, edges])[order]).to(graph.w.device)
-        self._crow, self._col = (torch.from_numpy(x).to(graph.w.device) for x in (W.indptr, W.indices))
+        # Each edge stands twice in the symmetric CSR matrix; _edge_of says which edge an entry belongs to.
+        i, j = graph.i.cpu().numpy(), graph.j.cpu().numpy()
+        ends = np.concatenate([i, j]), np.concatenate([j, i])
+        numbers = sp.csr_array((np.tile(np.arange(graph.m), 2), ends), shape=(graph.n, graph.n))
+        self._crow, self._col, self._edge_of = (
+            torch.from_numpy(x).to(graph.w.device) for x in (numbers.indptr, numbers.indices, numbers.data)
+        )
 
     def lengths(self, V: Tensor) -> Tensor:
         """‖v_i‖ of the vectors before degree scaling: (n,), 1 at the start. Its largest is σ."""

@@ -17,6 +17,9 @@ warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta"
 EXACT_LIMIT = 25
 """largest number of vertices for which `exact_maxcut` fits in memory (2^24 numbers)"""
 
+MAX_VERTICES = 10**8
+"""a sanity check on what files claim"""
+
 
 @dataclass(frozen=True, eq=False)
 class Graph:
@@ -80,6 +83,8 @@ def make_graph(
     Raises:
         ValueError: an end out of range, a weight that is not finite, or no edge with a weight other than 0.
     """
+    if n > MAX_VERTICES:
+        raise ValueError(f"{n} vertices are more than this program takes ({MAX_VERTICES})")
     i, j = np.asarray(i, dtype=np.int64), np.asarray(j, dtype=np.int64)
     w = np.ones(len(i)) if w is None else np.asarray(w, dtype=np.float64)
     for end in (i, j):
@@ -185,7 +190,7 @@ def read_gset(path: Path) -> Graph:
         i, j = ends[wrong[0]]
         raise ValueError(f"edge {wrong[0] + 1} is {i:g} – {j:g}; vertices are the whole numbers 1 … {n}")
     i, j = ends.astype(np.int64).T - 1
-    return make_graph(n, i, j, edges[:, 2] if edges.shape[1] == 3 else None, tuple(str(v + 1) for v in range(n)))
+    return make_graph(n, i, j, edges[:, 2] if edges.shape[1] == 3 else None)
 
 
 def read_edge_list(path: Path) -> Graph:

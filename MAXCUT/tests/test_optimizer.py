@@ -1,0 +1,259 @@
+"""The closed form against sampling and special cases, its derivatives, and derandomized rounding itself."""
+
+import itertools
+import math
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from optimizer import Disagreement, Rounding, conditional_expectations, derandomize
+from sdp import goemans_williamson, solve_sdp
+from utilities import Graph, cut_values, from_networkx, make_graph, random_graph
+
+D = Disagreement.apply
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def tensors(*values: float) -> list[Tensor]:
+    return [torch.tensor([value], dtype=torch.float64) for value in values]
+
+
+def weighted_graph(n: int, seed: int, p: float = 0.5) -> Graph:
+    graph = random_graph(n, p, seed)
+    return make_graph(n, graph.i.numpy(), graph.j.numpy(), np.random.default_rng(seed).standard_normal(graph.m))
+
+
+def point(graph: Graph, k: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Some V (n × k) and μ (n,), degree-scaled, that require gradients."""
+    g, root_d = generator(seed), Rounding(graph, 1.0).root_d
+    V = torch.randn(graph.n, k, generator=g, dtype=torch.float64) * root_d[:, None]
+    mu = torch.randn(graph.n, generator=g, dtype=torch.float64) * root_d
+    return V.requires_grad_(), mu.requires_grad_()
+
+
+R = [-0.999999, -0.99, -0.7, -0.2, 0.0, 0.3, 0.8, 0.999, 0.9999999]
+
+
+@pytest.mark.parametrize("r", R)
+def test_disagreement_against_a_million_draws(r):
+    draws = torch.randn(2, 1_000_000, generator=generator(), dtype=torch.float64)
+    a, b = draws[0], r * draws[0] + math.sqrt(1 - r * r) * draws[1]
+    for alpha, beta in itertools.product([-2.5, -0.6, 0.0, 0.1, 1.3], [-1.3, 0.0, 0.6, 2.5]):
+        sampled = float(((a + alpha > 0) != (b + beta > 0)).double().mean())
+        exact = float(D(*tensors(alpha, beta, r)))
+        # three standard errors, and three draws where the probability is smaller than they resolve
+        assert abs(sampled - exact) < 3 * math.sqrt(exact * (1 - exact) / 1e6) + 3e-6
+
+
+@pytest.mark.parametrize("r", [-1.0, *R, 1.0])
+def test_disagreement_without_shifts_is_arccos(r):
+    assert float(D(*tensors(0, 0, r))) == pytest.approx(math.acos(r) / math.pi, abs=1e-12)
+
+
+def test_disagreement_of_independent_and_of_identical_signs():
+    def phi(x: float) -> float:
+        return (1 + math.erf(x / math.sqrt(2))) / 2
+
+    for a, b in itertools.product([-3.0, -0.5, 0.0, 0.5, 2.0], repeat=2):
+        independent = phi(a) * (1 - phi(b)) + phi(b) * (1 - phi(a))
+        assert float(D(*tensors(a, b, 0))) == pytest.approx(independent, abs=1e-14)
+        assert float(D(*tensors(a, b, 1))) == pytest.approx(abs(phi(a) - phi(b)), abs=1e-14)
+        assert float(D(*tensors(a, b, -1))) == pytest.approx(1 - abs(phi(b) - phi(-a)), abs=1e-14)
+
+
+def test_disagreement_symmetries_and_range():
+    alpha, beta = (3 * torch.randn(1000, generator=generator(s), dtype=torch.float64) for s in (1, 2))
+    r = 2 * torch.rand(1000, generator=generator(3), dtype=torch.float64) - 1
+    d = D(alpha, beta, r)
+    assert ((d >= 0) & (d <= 1)).all()
+    assert torch.allclose(d, D(beta, alpha, r)) and torch.allclose(d, D(-alpha, -beta, r))
+    assert torch.allclose(d, 1 - D(alpha, -beta, -r))
+
+
+def test_disagreement_derivatives():
+    alpha, beta = (torch.randn(40, generator=generator(s), dtype=torch.float64) for s in (1, 2))
+    r = 1.9 * torch.rand(40, generator=generator(3), dtype=torch.float64) - 0.95
+    inputs = tuple(x.requires_grad_() for x in (alpha, beta, r))
+    assert gradcheck(D, inputs) and gradgradcheck(D, inputs)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gradient_is_the_objectives(seed):
+    graph = weighted_graph(12, seed)
+    problem, (V, mu) = Rounding(graph, 0.2), point(graph, seed=seed)
+    assert gradcheck(lambda V, mu: problem.objective(V, mu, 0.3), (V, mu))
+    by_autograd = torch.autograd.grad(problem.objective(V, mu, 0.3), (V, mu))
+    for closed, automatic in zip(problem.gradient(V, mu, 0.3), by_autograd, strict=True):
+        assert torch.allclose(closed, automatic, atol=1e-12)
+
+
+@pytest.mark.parametrize("epsilon", [1e-2, 0.3])
+def test_stein_identity(epsilon):
+    """∇_V E = (∇²_μ E) V: what Lemma 3.1 rests on."""
+    graph = weighted_graph(10, seed=5)
+    problem, (V, mu) = Rounding(graph, epsilon), point(graph)
+    hessian = torch.autograd.functional.hessian(lambda mu: problem.objective(V, mu, 0.0), mu)
+    (gradient,) = torch.autograd.grad(problem.objective(V, mu, 0.0), V)
+    assert torch.allclose(gradient, hessian @ V, atol=1e-9)
+
+
+def test_expected_cut_is_the_mean_of_drawn_cuts():
+    graph = weighted_graph(15, seed=1)
+    problem, (V, mu) = Rounding(graph, 0.3), point(graph)
+    with torch.no_grad():
+        cuts = cut_values(graph, problem.draw(V, mu, 200_000, generator())[0].sign())
+        assert abs(cuts.mean() - problem.expected_cut(V, mu)) < 3 * cuts.std() / math.sqrt(200_000)
+
+
+def test_sampled_gradient_is_unbiased():
+    graph = weighted_graph(6, seed=2, p=1.0)
+    problem, (V, mu) = Rounding(graph, 0.5), point(graph)
+    with torch.no_grad():
+        exact, g = problem.gradient(V, mu, 0.1), generator()
+        estimates = [problem.sampled_gradient(V, mu, 0.1, 10, g) for _ in range(4000)]
+    for part in (0, 1):
+        sample = torch.stack([estimate[part] for estimate in estimates])
+        z = (sample.mean(0) - exact[part]) / (sample.std(0) / math.sqrt(len(sample)))
+        assert z.abs().max() < 4 and z.square().mean() < 2  # 24 numbers; biased by 1/draws, z would be several
+
+
+def test_the_start_is_goemans_williamson():
+    graph = random_graph(40, 0.3, seed=0)
+    problem = Rounding(graph, 1e-9)
+    V = solve_sdp(graph, generator=generator()).double()
+    expected = problem.expected_cut(V * problem.root_d[:, None], torch.zeros(40, dtype=torch.float64))
+    cosines = (V[graph.i] * V[graph.j]).sum(1).clamp(-1, 1)
+    assert float(expected) == pytest.approx(float((graph.w * cosines.arccos()).sum()) / math.pi, rel=1e-6)
+
+
+def test_invariances():
+    """A rotation of z, the sign of all of a, the names of the vertices and the weights' unit don't matter."""
+    graph = weighted_graph(12, seed=4)
+    problem, (V, mu) = Rounding(graph, 0.2), point(graph)
+    f = problem.objective(V, mu, 0.1)
+    Q = torch.linalg.qr(torch.randn(3, 3, generator=generator(9), dtype=torch.float64))[0]
+    assert torch.allclose(problem.objective(V @ Q, mu, 0.1), f)
+    assert torch.allclose(problem.objective(V, -mu, 0.1), f)
+    order = torch.randperm(12, generator=generator(9))
+    renamed = make_graph(12, order[graph.i].numpy(), order[graph.j].numpy(), 7 * graph.w.numpy())
+    inverse = order.argsort()
+    assert torch.allclose(Rounding(renamed, 0.2).objective(V[inverse], mu[inverse], 0.1), f)
+
+
+def test_mu_zero_is_a_trap():
+    graph = random_graph()
+    problem, (V, _) = Rounding(graph, 0.02), point(graph)
+    gradient = problem.gradient(V.detach().float(), torch.zeros(15), 0.1)
+    assert (gradient[1] == 0).all() and gradient[0].norm() > 0.01
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_conditional_expectations_never_lose(seed):
+    graph = weighted_graph(30, seed, p=0.2)
+    means = np.random.default_rng(seed).uniform(-1, 1, 30) * (seed % 3 != 0)  # some starts say nothing at all
+    s = conditional_expectations(graph, means)
+    assert set(np.unique(s)) <= {-1.0, 1.0}
+    cut = float(cut_values(graph, torch.from_numpy(s)))
+    assert cut >= float(cut_values(graph, torch.from_numpy(means))) - 1e-12
+    flipped = torch.from_numpy(s[:, None] * (1 - 2 * np.eye(30)))
+    assert cut >= float(cut_values(graph, flipped).max()) - 1e-12  # no flip of one vertex helps
+
+
+def test_rounding_a_distribution_is_no_worse_than_its_mean():
+    graph = weighted_graph(40, seed=6, p=0.3)
+    problem, (V, mu) = Rounding(graph, 0.1), point(graph)
+    with torch.no_grad():
+        s = problem.round(V * 1e-3, mu, generator=generator())
+        assert cut_values(graph, s) >= problem.expected_cut(V * 1e-3, mu)
+
+
+def test_the_papers_graph_is_solved_from_a_hundred_seeds():
+    graph, optimal = random_graph(), 0
+    for seed in range(100):
+        g = generator(seed)
+        result = derandomize(graph, solve_sdp(graph, generator=g), snapshots=1, generator=g)
+        optimal += result.cut == 41
+        assert result.sigma < 1e-3
+        assert result.certificate.is_sosp
+        assert result.certificate.w_norm <= result.certificate.w_norm_bound
+    assert optimal >= 99
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        from_networkx(nx.random_regular_graph(3, 300, seed=1)),
+        weighted_graph(200, seed=1, p=0.1),
+        from_networkx(nx.barabasi_albert_graph(300, 3, seed=1)),
+        from_networkx(nx.disjoint_union(nx.cycle_graph(51), nx.star_graph(20))),
+    ],
+    ids=["cubic", "normal weights", "power-law", "disconnected"],
+)
+def test_beats_goemans_williamson_and_ends_at_an_sosp(graph):
+    g = generator()
+    V = solve_sdp(graph, generator=g)
+    result = derandomize(graph, V, generator=g)
+    assert result.cut >= float(goemans_williamson(graph, V, 1000, g).max())
+    assert result.certificate.is_sosp and result.certificate.w_norm <= result.certificate.w_norm_bound
+    assert result.sigma < 1e-3
+    assert float(cut_values(graph, result.s)) == result.cut
+
+
+def test_bipartite_graphs_are_cut_completely():
+    graph = from_networkx(nx.convert_node_labels_to_integers(nx.grid_2d_graph(12, 9)))
+    g = generator()
+    assert derandomize(graph, solve_sdp(graph, generator=g), generator=g).cut == graph.m
+
+
+def test_negative_weights_only_cut_nothing():
+    graph = make_graph(3, [0, 0, 1], [1, 2, 2], [-1.0, -2.0, -3.0])
+    g = generator()
+    assert derandomize(graph, solve_sdp(graph, generator=g), generator=g).cut == 0
+
+
+def test_without_a_perturbation_it_ends_at_the_saddle():
+    graph, g = random_graph(), generator()
+    result = derandomize(graph, solve_sdp(graph, generator=g), radius=0.0, lr=0.05, steps=2000, generator=g)
+    assert result.certificate.gradient_norm <= 1e-6 and not result.certificate.is_sosp
+    assert result.certificate.lambda_min == pytest.approx(-0.2, rel=0.05)  # −2 lam: where V ≠ 0, H V = −2 lam V
+    assert result.sigma > 0.1 and result.certificate.w_norm_bound is None
+
+
+@pytest.mark.parametrize("options", [{"escape": "curvature"}, {"draws": 100, "epsilon": 0.3, "lr": 0.1, "steps": 3000}])
+def test_the_other_ways_reach_the_optimum_too(options):
+    graph, g = random_graph(), generator()
+    result = derandomize(graph, solve_sdp(graph, generator=g), generator=g, **options)
+    assert result.cut == 41 and result.sigma < 1e-3
+
+
+def test_the_same_seed_gives_the_same_run():
+    graph, runs = random_graph(), []
+    for _ in range(2):
+        g = generator(7)
+        runs.append(derandomize(graph, solve_sdp(graph, generator=g), generator=g))
+    assert torch.equal(runs[0].s, runs[1].s) and runs[0].certificate == runs[1].certificate
+    for name, values in runs[0].history.items():
+        assert np.array_equal(values, runs[1].history[name])
+
+
+def test_ctrl_c_keeps_the_best_cut_so_far():
+    graph, g = random_graph(200, 0.1, seed=3), generator()
+    V = solve_sdp(graph, generator=g)
+
+    def interrupt(step: int, *_: float) -> None:
+        if step >= 100 and not interrupted:
+            interrupted.append(step)
+            raise KeyboardInterrupt
+
+    interrupted: list[int] = []
+    result = derandomize(graph, V, generator=g, progress=interrupt)
+    assert result.interrupted and result.steps == 100
+    assert result.cut > float(goemans_williamson(graph, V, 1000, g).max())
+    assert not result.certificate.is_sosp

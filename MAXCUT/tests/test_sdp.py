@@ -1,0 +1,94 @@
+"""The relaxation against known values, its bound against exact optima, roundings against arccos(r)/π."""
+
+import math
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from sdp import goemans_williamson, sdp_value, solve_sdp, upper_bound
+from utilities import Graph, exact_maxcut, from_networkx, make_graph, random_graph
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def signed(graph: nx.Graph, seed: int) -> Graph:
+    """The graph with weights ±1."""
+    weights = np.random.default_rng(seed).choice([-1.0, 1.0], graph.number_of_edges())
+    i, j = np.array(graph.edges()).T
+    return make_graph(graph.number_of_nodes(), i, j, weights)
+
+
+@pytest.mark.parametrize(
+    "graph, value",
+    [
+        (nx.cycle_graph(5), 2.5 * (1 + math.cos(math.pi / 5))),
+        (nx.complete_graph(8), 16.0),
+        (nx.complete_graph(7), 49 / 4),
+        (nx.petersen_graph(), 12.5),
+        (nx.complete_bipartite_graph(3, 5), 15.0),
+        (nx.path_graph(2), 1.0),
+        (nx.disjoint_union(nx.cycle_graph(5), nx.empty_graph(2)), 2.5 * (1 + math.cos(math.pi / 5))),
+    ],
+)
+def test_known_values(graph, value):
+    graph = from_networkx(graph)
+    V = solve_sdp(graph, tol=1e-5, generator=generator())
+    assert sdp_value(graph, V) == pytest.approx(value, rel=1e-4)
+    assert sdp_value(graph, V) - 1e-6 <= upper_bound(graph, V) == pytest.approx(value, rel=1e-3)
+    assert torch.allclose(V.norm(dim=1), torch.ones(graph.n))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_bound_holds_for_the_exact_optimum_whatever_the_weights(seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 17))
+    i, j = np.triu_indices(n, 1)
+    graph = make_graph(n, i, j, rng.standard_normal(len(i)) * rng.choice([1e-3, 1, 1e6]))
+    optimum = exact_maxcut(graph)[0]
+    V = solve_sdp(graph, tol=1e-4, generator=generator(seed))
+    scale = float(graph.w.abs().sum())
+    assert optimum <= sdp_value(graph, V) + 1e-3 * scale
+    assert optimum <= upper_bound(graph, V) * (1 + 1e-12)
+    assert upper_bound(graph, V) <= sdp_value(graph, V) + 2e-3 * scale
+    anything = normalize(torch.randn(n, 3, generator=generator(seed)))
+    assert optimum <= upper_bound(graph, anything) * (1 + 1e-12)  # weak duality needs no solution
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        random_graph(400, 0.06, seed=1),
+        signed(nx.gnp_random_graph(400, 0.06, seed=2), seed=2),
+        signed(nx.convert_node_labels_to_integers(nx.grid_2d_graph(20, 20, periodic=True)), seed=3),
+        from_networkx(nx.random_regular_graph(3, 600, seed=4)),
+        from_networkx(nx.barabasi_albert_graph(600, 4, seed=5)),
+    ],
+    ids=["dense", "signed", "torus", "cubic", "power-law"],
+)
+def test_bound_is_within_0_15_percent_of_the_value(graph):
+    V = solve_sdp(graph, generator=generator())
+    value, bound = sdp_value(graph, V), upper_bound(graph, V)
+    assert value <= bound <= 1.0015 * value
+
+
+def test_value_and_bound_scale_with_the_weights():
+    graph = random_graph(30, 0.3, seed=0)
+    scaled = make_graph(30, graph.i.numpy(), graph.j.numpy(), 1e100 * graph.w.numpy())
+    V, V_scaled = solve_sdp(graph, generator=generator()), solve_sdp(scaled, generator=generator())
+    assert sdp_value(scaled, V_scaled) == pytest.approx(1e100 * sdp_value(graph, V), rel=1e-4)
+    assert upper_bound(scaled, V) == pytest.approx(1e100 * upper_bound(graph, V))
+
+
+def test_mean_rounding_is_arccos():
+    graph = random_graph(40, 0.3, seed=0)
+    V = solve_sdp(graph, generator=generator()).double()
+    cuts = goemans_williamson(graph, V, 20_000, generator())
+    expected = float((graph.w * (V[graph.i] * V[graph.j]).sum(1).clamp(-1, 1).arccos()).sum()) / math.pi
+    assert cuts.shape == (20_000,)
+    assert abs(float(cuts.mean()) - expected) < 3 * float(cuts.std()) / math.sqrt(20_000)
+    assert expected >= 0.878 * sdp_value(graph, V)
