@@ -41,15 +41,15 @@ class Config:
     """edge probability of the random graph"""
     graph_seed: int = 42
     """seed of the random graph"""
-    epsilon: float = 0.02
+    epsilon: float = 0.03
     """ε: each vertex's own noise, beside vectors of length 1; smooths the sign"""
     gradient: Literal["exact", "sampled"] = "exact"
     """closed form, or the authors' score-function estimate"""
     draws: int = 100
     """sampled cuts a step, for the sampled gradient"""
-    steps: int = 1000
+    steps: int = 1500
     """at most so many steps; λ grows over the first 60 % of them"""
-    lr: float = 0.3
+    lr: float = 0.15
     """step size"""
     lam: float = 0.1
     """λ at the end: weight of ‖V‖², which drives the randomness out"""
@@ -98,10 +98,11 @@ def check(config: Config) -> None:
 def run(graph: Graph, config: Config, V: torch.Tensor, bar: tqdm | None = None) -> Result:
     """Derandomized rounding from the SDP's vectors V, with the config's hyperparameters."""
 
-    def progress(step: int, expected_cut: float, sigma: float) -> None:
+    def progress(step: int, history: dict[str, list[float]]) -> None:
         if bar is not None:
-            bar.set_postfix_str(f"E[cut] {expected_cut:.6g}, σ {sigma:.1e}", refresh=False)
-            bar.update(step - bar.n)
+            latest = f"E[cut] {history['expected_cut'][-1]:.6g}, σ {history['sigma'][-1]:.1e}"
+            bar.set_postfix_str(latest, refresh=False)
+            bar.update()
 
     return derandomize(
         graph,
@@ -162,9 +163,8 @@ def main(config: Config) -> int:
     }
     s = result.s.cpu().numpy()
     if graph.n <= 200:
-        # Smaller steps: on the saddle the curvature is 1/ε, and the run is to settle there.
-        slower = 6
-        still = run(graph, replace(config, radius=0.0, lr=config.lr / slower, steps=2 * config.steps), V)
+        slower = 3  # on the saddle the curvature is of order 1/ε: smaller steps, so that the run settles there
+        still = run(graph, replace(config, radius=0.0, escape="noise", lr=config.lr / slower), V)
         figures["graph"] = plot.graph(graph, s, result.cut)
         figures["saddle"] = plot.saddle(
             result.history,

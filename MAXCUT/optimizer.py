@@ -73,10 +73,10 @@ class Rounding:
     """
 
     def __init__(self, graph: Graph, epsilon: float) -> None:
-        self.graph, self.epsilon = graph, epsilon
-        self.total = graph.w.abs().sum()
+        self.graph, self.total = graph, graph.w.abs().sum()
         d = graph.degree / self.total
         self.root_d = torch.where(d > 0, d, 2 / graph.n).sqrt()  # an isolated vertex gets the mean degree
+        self.noise = epsilon * self.root_d  # ε of the degree-scaled variables
         # Each edge stands twice in the symmetric CSR matrix; _edge_of says which edge an entry belongs to.
         i, j = graph.i.cpu().numpy(), graph.j.cpu().numpy()
         ends = np.concatenate([i, j]), np.concatenate([j, i])
@@ -90,8 +90,8 @@ class Rounding:
         return V.norm(dim=1) / self.root_d.to(V)
 
     def _standardized(self, V: Tensor, mu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """s_i = √(‖v_i‖² + ε²) of the scaled variables (where ε is √d_i ε), u_i = v_i / s_i and α_i = μ_i / s_i."""
-        s = (V.square().sum(1) + (self.epsilon * self.root_d.to(V)).square()).sqrt()
+        """s_i = √(‖v_i‖² + ε²) of the scaled variables, u_i = v_i / s_i and α_i = μ_i / s_i."""
+        s = (V.square().sum(1) + self.noise.to(V).square()).sqrt()
         return s, V / s[:, None], mu / s
 
     def expected_cut(self, V: Tensor, mu: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class Rounding:
         """Samples of a = V z + μ + ε ξ (n, draws), whose signs are cuts, with their z (k, draws) and ξ (n, draws)."""
         (n, k), options = V.shape, dict(generator=generator, dtype=V.dtype, device=V.device)
         z, xi = torch.randn(k, draws, **options), torch.randn(n, draws, **options)
-        return V @ z + mu[:, None] + self.epsilon * self.root_d.to(V)[:, None] * xi, z, xi
+        return V @ z + mu[:, None] + self.noise.to(V)[:, None] * xi, z, xi
 
     def sampled_gradient(
         self, V: Tensor, mu: Tensor, lam: float, draws: int, generator: torch.Generator | None = None
@@ -137,7 +137,7 @@ class Rounding:
         """
         a, z, xi = self.draw(V, mu, draws, generator)
         cuts = (cut_values(self.graph, a.sign()) / self.total).to(V)
-        score = (cuts - cuts.mean()) / (draws - 1) * xi / (self.epsilon * self.root_d.to(V)[:, None])
+        score = (cuts - cuts.mean()) / (draws - 1) * xi / self.noise.to(V)[:, None]
         return 2 * lam * V - score @ z.T, -score.sum(1)
 
     def round(self, V: Tensor, mu: Tensor, draws: int = 32, generator: torch.Generator | None = None) -> Tensor:
@@ -147,7 +147,7 @@ class Rounding:
         they are all the same) and the method of conditional expectations does the rest.
         """
         z = torch.randn(V.shape[1], draws, generator=generator, dtype=V.dtype, device=V.device)
-        means = ((V @ z + mu[:, None]) / (sqrt(2) * self.epsilon * self.root_d.to(V)[:, None])).erf().double()
+        means = ((V @ z + mu[:, None]) / (sqrt(2) * self.noise.to(V)[:, None])).erf().double()
         best = means[:, cut_values(self.graph, means).argmax()]
         return torch.from_numpy(conditional_expectations(self.graph, best.cpu().numpy()))
 
@@ -202,21 +202,21 @@ def derandomize(
     graph: Graph,
     V: Tensor,
     *,
-    epsilon: float = 0.02,
+    epsilon: float = 0.03,
     lam: float = 0.1,
     growth: float = 50.0,
     rank: int = 8,
-    steps: int = 1000,
-    lr: float = 0.3,
+    steps: int = 1500,
+    lr: float = 0.15,
     momentum: float = 0.9,
     rho: float = 1e-6,
-    radius: float = 1e-2,
+    radius: float = 0.1,
     patience: int = 50,
     escape: str = "noise",
     draws: int | None = None,
     snapshots: int = 100,
     generator: torch.Generator | None = None,
-    progress: Callable[[int, float, float], None] = lambda step, expected_cut, sigma: None,
+    progress: Callable[[int, dict[str, list[float]]], None] = lambda step, history: None,
 ) -> Result:
     """PGD on f from the SDP's vectors V and μ = 0, with λ growing from lam/growth to lam over the first 60 % of steps.
 
@@ -236,7 +236,7 @@ def derandomize(
         draws: None for the exact gradient, else the number of sampled cuts a step.
         snapshots: number of points in the history, about.
         generator: of all randomness.
-        progress: called at every snapshot.
+        progress: called after every step with its number and the history so far.
     """
     problem = Rounding(graph, epsilon)
     principal = torch.linalg.eigh(V.T @ V)[1][:, -rank:]
@@ -277,7 +277,6 @@ def derandomize(
         values = (step, expected_cut, drawn_cut, sigma, pgd.gradient_norm, f, lam_t)
         for name, value in zip(HISTORY, values, strict=True):
             history[name].append(value)
-        progress(step, expected_cut, sigma)
 
     try:
         while step < steps and not pgd.converged:
@@ -287,6 +286,7 @@ def derandomize(
             if step % max(1, steps // snapshots) == 0:
                 snapshot()
             step += 1
+            progress(step, history)
             if pgd.perturbations > len(kicks):
                 kicks.append(step)
     except KeyboardInterrupt:
