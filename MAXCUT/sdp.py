@@ -49,7 +49,7 @@ def solve_sdp(
     rank = rank or min(ceil(sqrt(2 * n)), MAX_RANK)
     unit = float(graph.w.abs().max())  # in which the weights fit single precision
     W = (graph.matrix * (1 / unit)).float()
-    d = torch.where(graph.degree > 0, graph.degree, 1.0)
+    d = torch.where(graph.degree > 0, graph.degree, unit)
     scale = sp.diags_array(1 / np.sqrt(d.cpu().numpy()))
     start = np.random.default_rng(0).standard_normal(n)
     theta = eigsh(scale @ graph.adjacency @ scale, k=1, which="LA", tol=1e-2, v0=start)[0][0]
@@ -87,7 +87,8 @@ def upper_bound(graph: Graph, V: Tensor) -> float:
     Weak duality: with y_i = −v_i·(W V)_i and S = W + Diag(y), every cut is at most
     ½ Σ_{i<j} w_ij + ¼ (Σ_i y_i − n λ_min(S)). For λ_min Lanczos' value less its residual is taken.
     """
-    W = graph.adjacency
+    unit = float(graph.w.abs().max())  # in which ARPACK's norms neither overflow nor underflow
+    W = graph.adjacency / unit
     V = V.double().cpu().numpy()
     y = -(V * (W @ V)).sum(1)
     S = W + sp.diags_array(y)
@@ -97,7 +98,7 @@ def upper_bound(graph: Graph, V: Tensor) -> float:
     u = eigsh(S - shift * sp.eye_array(graph.n), k=1, which="SA", tol=1e-3, v0=start)[1][:, 0]
     Su = S @ u
     lambda_min = u @ Su - np.linalg.norm(Su - (u @ Su) * u)
-    return float(W.sum() / 4 + (y.sum() - graph.n * lambda_min) / 4)
+    return unit * float(W.sum() / 4 + (y.sum() - graph.n * lambda_min) / 4)
 
 
 def goemans_williamson(graph: Graph, V: Tensor, draws: int = 1000, generator: torch.Generator | None = None) -> Tensor:

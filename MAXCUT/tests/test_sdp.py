@@ -76,12 +76,13 @@ def test_bound_is_within_0_15_percent_of_the_value(graph):
     assert value <= bound <= 1.0015 * value
 
 
-def test_value_and_bound_scale_with_the_weights():
-    graph = random_graph(30, 0.3, seed=0)
-    scaled = make_graph(30, graph.i.numpy(), graph.j.numpy(), 1e100 * graph.w.numpy())
+@pytest.mark.parametrize("unit", [1e-200, 1e150])
+def test_value_and_bound_scale_with_the_weights(unit):
+    i, j = random_graph(30, 0.3, seed=0).i.numpy(), random_graph(30, 0.3, seed=0).j.numpy()
+    graph, scaled = make_graph(31, i, j), make_graph(31, i, j, np.full(len(i), unit))  # vertex 30 is isolated
     V, V_scaled = solve_sdp(graph, generator=generator()), solve_sdp(scaled, generator=generator())
-    assert sdp_value(scaled, V_scaled) == pytest.approx(1e100 * sdp_value(graph, V), rel=1e-4)
-    assert upper_bound(scaled, V) == pytest.approx(1e100 * upper_bound(graph, V))
+    assert sdp_value(scaled, V_scaled) == pytest.approx(unit * sdp_value(graph, V), rel=1e-4)
+    assert upper_bound(scaled, V) == pytest.approx(unit * upper_bound(graph, V))
 
 
 def test_mean_rounding_is_arccos():
