@@ -28,6 +28,9 @@ from optimizer import Result, derandomize
 from sdp import goemans_williamson, sdp_value, solve_sdp, upper_bound
 from utilities import EXACT_LIMIT, Graph, exact_maxcut, random_graph, read_graph
 
+DRAWN = 200
+"""Graphs of up to so many vertices are drawn, and run a second time without perturbations for the figure `saddle`."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -155,25 +158,18 @@ def main(config: Config) -> int:
     clock.append(time.perf_counter())
     optimum = exact_maxcut(graph)[0] if graph.n <= EXACT_LIMIT else None
 
+    s, still = result.s.cpu().numpy(), None
+    if graph.n <= DRAWN:
+        # At the saddle the curvature is of order 1/ε: smaller steps, so that the run settles there.
+        still = run(graph, replace(config, radius=0.0, escape="noise", lr=config.lr / 3), V)
+    ceiling = (bound, "upper bound") if optimum is None else (optimum, "optimum")
     figures = {
-        "fig4_cut": plot.cut(
-            result.history, gw, bound if optimum is None else optimum, "upper bound" if optimum is None else "optimum"
-        ),
+        "fig4_cut": plot.cut(result.history, gw, *ceiling),
         "fig5_sigma": plot.sigma(result.history, result.kicks),
+        "saddle": plot.saddle(result, still),
     }
-    s = result.s.cpu().numpy()
-    if graph.n <= 200:
-        slower = 3  # on the saddle the curvature is of order 1/ε: smaller steps, so that the run settles there
-        still = run(graph, replace(config, radius=0.0, escape="noise", lr=config.lr / slower), V)
+    if graph.n <= DRAWN:
         figures["graph"] = plot.graph(graph, s, result.cut)
-        figures["saddle"] = plot.saddle(
-            result.history,
-            result.kicks,
-            result.certificate.lambda_min,
-            still.history,
-            still.certificate.lambda_min,
-            slower,
-        )
     results = {
         "experiment": "MAXCUT",
         "config": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},

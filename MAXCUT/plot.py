@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
+from optimizer import Result
 from utilities import Graph
 
 # Okabe and Ito's colours, told apart by colour-blind readers.
@@ -104,45 +104,33 @@ def graph(graph: Graph, s: np.ndarray, value: float) -> Figure:
 
 
 @rc_context(STYLE)
-def saddle(
-    run: dict[str, np.ndarray],
-    kicks: list[int],
-    lambda_min: float,
-    still: dict[str, np.ndarray],
-    still_lambda_min: float,
-    slower: float,
-) -> Figure:
-    """Objective and gradient norm with perturbations and without: without, μ stays 0 and descent ends at a saddle.
+def saddle(run: Result, still: Result | None = None) -> Figure:
+    """Objective and gradient norm, where the perturbations struck, and what becomes of a run without any.
 
     Args:
-        run, still: snapshots with and without perturbations.
-        kicks: steps at which the perturbations struck.
-        lambda_min, still_lambda_min: smallest Hessian eigenvalue where each run ended.
-        slower: by how much the run without perturbations has the smaller step.
+        run: the run.
+        still: the same without perturbations, with smaller steps: μ stays 0 and it ends at a saddle.
     """
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     panels: np.ndarray = figure.subplots(2, sharex=True)
     for axes, name in zip(panels, ("objective", "gradient_norm"), strict=True):
-        axes.plot(
-            still["step"],
-            still[name],
-            color=RED,
-            linestyle="--",
-            label=rf"no perturbation, steps {slower:g} times smaller: a saddle, "
-            rf"$\lambda_{{\min}}$ = {still_lambda_min:.1g}",
-        )
-        axes.plot(run["step"], run[name], color=BLUE, label=rf"PGD: an SOSP, $\lambda_{{\min}}$ = {lambda_min:.1g}")
-        for kick in kicks:
+        for result, color, style, label in ((still, RED, "--", "no perturbation"), (run, BLUE, "-", "PGD")):
+            if result is not None:
+                proof = result.certificate
+                stationary = "a saddle" if proof.gradient_norm <= proof.rho else "no stationary point"
+                end = "an SOSP" if proof.is_sosp else stationary
+                label += rf", ends at {end}: $\lambda_{{\min}}$ = {proof.lambda_min:.1g}"
+                axes.plot(result.history["step"], result.history[name], color=color, linestyle=style, label=label)
+        for kick in run.kicks:
             axes.axvline(kick, color=ORANGE, linewidth=1.5, zorder=0, label="perturbation")
     panels[0].set(ylabel=r"objective $f(V, \mu)$")
     panels[1].set(ylabel=r"$\|\nabla f\|$", xlabel="iteration", yscale="log")
-    _legend_below(figure, panels[0])
+    _legend_below(figure)
     return figure
 
 
-def _legend_below(figure: Figure, axes: Axes | None = None) -> None:
-    handles, labels = (axes or figure.axes[0]).get_legend_handles_labels()
+def _legend_below(figure: Figure) -> None:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    figure.legend(
-        unique.values(), unique.keys(), loc="outside lower center", ncols=1 if len(unique) < 4 else 2, fontsize=9
-    )
+    columns = 1 if len(unique) < 4 else 2
+    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=columns, fontsize=9)
