@@ -174,10 +174,12 @@ def lambda_min(
         parts = torch.as_tensor(v).split(sizes)
         return [part.view(x.shape).to(x) for part, x in zip(parts, params, strict=True)]
 
+    @torch.enable_grad()
     def product(v: np.ndarray) -> np.ndarray:
-        if not any(g.requires_grad for g in gradient):  # f is linear
+        slope = sum((g * u).sum() for g, u in zip(gradient, unflatten(v.ravel()), strict=True))
+        if not slope.requires_grad:  # f is linear
             return np.zeros(v.size)
-        Hv = torch.autograd.grad(gradient, params, unflatten(v.ravel()), retain_graph=True, materialize_grads=True)
+        Hv = torch.autograd.grad(slope, params, retain_graph=True, materialize_grads=True)
         return torch.cat([h.detach().reshape(-1) for h in Hv]).double().cpu().numpy()
 
     n = sum(sizes)
