@@ -1,0 +1,103 @@
+"""Data matrices: read one from a file, make the paper's, refuse what can't be worked with."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def random_data(problem: str, n: int, d: int, seed: int) -> np.ndarray:
+    """(n, d) random data: for "vectors" the paper's (n = 100, d = 500), of uniform entries from [0, 1], scaled to
+    length 1; for "pairs" standard normal points.
+
+    Raises:
+        ValueError: n < 2 or d < 1.
+    """
+    if n < 2 or d < 1:
+        raise ValueError(f"--n is {n} and --d is {d}; at least 2 points in at least 1 dimension are needed")
+    draw = torch.rand if problem == "vectors" else torch.randn
+    X = draw(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (X / X.norm(dim=1, keepdim=True) if problem == "vectors" else X).numpy()
+
+
+def read_matrix(name: str) -> np.ndarray:
+    """Matrix from a .npy, .npz (holding one array) or .csv file, or "digits": scikit-learn's 1797 × 64.
+
+    A .csv file has numbers separated by commas, semicolons, tabs or blanks, and perhaps a line of column names.
+
+    Raises:
+        ValueError: the file is not what its suffix says, or holds no matrix of finite real numbers.
+        OSError: the file cannot be read.
+    """
+    if name == "digits":
+        from sklearn.datasets import load_digits  # takes a second
+
+        return load_digits().data
+    path = Path(name)
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(f"--data {name} is neither 'digits' nor a file that ends in {', '.join(READERS)}")
+    try:
+        X = reader(path)
+        return check_matrix(X)
+    except OSError:
+        raise
+    except Exception as error:  # parsers raise whatever they stumble on: BadZipFile, EOFError, UnicodeDecodeError, …
+        raise ValueError(f"{name}: {error}") from error
+
+
+def check_matrix(X: np.ndarray) -> np.ndarray:
+    """X as float64, if it is a matrix of finite real numbers with at least 2 rows.
+
+    Raises:
+        ValueError: it is not; says what is wrong and where.
+    """
+    if X.dtype.kind not in "biuf":
+        raise ValueError(f"its entries are of type {X.dtype}, not real numbers")
+    if X.ndim != 2:
+        raise ValueError(f"its shape is {X.shape}, not that of a matrix: one row a point, one column a feature")
+    if len(X) < 2 or X.shape[1] < 1:
+        raise ValueError(f"it is {X.shape[0]} × {X.shape[1]}; at least 2 rows and 1 column are needed")
+    X = X.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"row {bad[0]} (from 0) has a NaN or infinite entry, as have {len(bad) - 1} more: leave them out"
+        )
+    return X
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """The array in a .npy file; no pickles."""
+    return np.load(path, allow_pickle=False)
+
+
+def read_npz(path: Path) -> np.ndarray:
+    """The one array in a .npz file; no pickles."""
+    with np.load(path, allow_pickle=False) as arrays:
+        if len(arrays.files) != 1:
+            raise ValueError(f"it holds {len(arrays.files)} arrays ({', '.join(arrays.files)[:60]}); one is needed")
+        return arrays[arrays.files[0]]
+
+
+def read_csv(path: Path) -> np.ndarray:
+    """The numbers in a text file, one row a line; a first line that is not of numbers is taken for column names."""
+    rows: list[list[float]] = []
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            fields = re.split(r"\s*[,;]\s*|\s+", line.strip())
+            if fields == [""]:
+                continue
+            try:
+                rows.append([float(field) for field in fields])
+            except ValueError:
+                if number > 1:
+                    raise ValueError(f"line {number} is {line.strip()[:60]!r}, not a row of numbers") from None
+            if rows and len(rows[-1]) != len(rows[0]):
+                raise ValueError(f"line {number} has {len(rows[-1])} numbers, those before it {len(rows[0])}")
+    return np.array(rows)
+
+
+READERS = {".npy": read_npy, ".npz": read_npz, ".csv": read_csv}
+"""readers by suffix"""

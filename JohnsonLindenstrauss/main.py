@@ -1,0 +1,251 @@
+"""One deterministic Johnson–Lindenstrauss projection from a random one, by perturbed gradient descent to an SOSP.
+
+Run it as it is for the paper's problem and figures 6 and 7; edit the defaults below or override them by flags.
+"""
+
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Literal
+
+import matplotlib
+import numpy as np
+import scipy
+import torch
+import tyro
+from tqdm import tqdm
+
+import baselines
+import plot
+from data import random_data, read_matrix
+from model import Pairs, Problem, Vectors, distortion, distortions
+from train import derandomize
+
+
+@dataclass(frozen=True)
+class Config:
+    """Hyperparameters."""
+
+    data: str | None = None
+    """file with a matrix, one row a point (.npy, .npz, .csv), or "digits"; none: the paper's random unit vectors"""
+    n: int | None = None
+    """rows: of the random data (100), or the first so many of the file (all)"""
+    d: int = 500
+    """columns of the random data"""
+    data_seed: int = 42
+    """seed of the random data"""
+    k: int = 30
+    """rows of the projection: dimensions that are kept"""
+    problem: Literal["vectors", "pairs"] = "vectors"
+    """preserve the norms of the vectors (the paper's), or all distances between the points"""
+    objective: Literal["bound", "tail", "sampled"] = "bound"
+    """closed-form bound F_τ on the worst distortion, the paper's probability, or the authors' average over draws"""
+    tau: float = 1e4
+    """τ at the end: F_τ is then within log(2N)/τ of the worst distortion"""
+    growth: float | None = None
+    """factor by which τ grows, a step; slower is better and dearer. None: 1.05 for vectors, 1.003 for pairs"""
+    epsilon: float = 0.3
+    """ε: the distortion that the tail objective allows"""
+    draws: int = 20
+    """sampled projections a step, for the sampled objective"""
+    steps: int = 5000
+    """at most so many"""
+    lr: float = 0.01
+    """first step size; from there it adapts, but for the sampled objective"""
+    lam: float = 1e-3
+    """λ: weight of ‖σI‖², which drives the randomness out"""
+    momentum: float = 0.97
+    """heavy-ball factor; 0 is Algorithm 1 to the letter"""
+    rho: float = 1e-6
+    """ρ: the gradient norm that counts as stationary"""
+    radius: float = 1e-2
+    """radius of the perturbation (‖σI‖ starts at √d)"""
+    patience: int = 50
+    """steps that a perturbation has to lower the objective"""
+    gaussians: int = 1000
+    """single Gaussian matrices, the baseline; fewer for more than 200,000 pairs, as each costs a pass over them"""
+    seed: int = 0
+    """seed of everything random but the data"""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, …"""
+    out: Path = Path(__file__).parent / "figures"
+    """folder for the figures, projection.npy, history.npz and results.json"""
+
+
+def check(config: Config) -> None:
+    """Raise ValueError, naming flag, value and what is allowed, for a hyperparameter out of its range."""
+    for name in ("tau", "lr", "lam", "rho"):
+        if not (getattr(config, name) > 0 and isfinite(getattr(config, name))):
+            raise ValueError(f"--{name} is {getattr(config, name)}; it must be a positive number")
+    for name, least in dict(k=1, steps=1, patience=1, draws=1, gaussians=1, radius=0).items():
+        if not (getattr(config, name) >= least and isfinite(getattr(config, name))):
+            raise ValueError(f"--{name} is {getattr(config, name)}; it must be at least {least}")
+    if config.growth is not None and not (config.growth > 1 and isfinite(config.growth)):
+        raise ValueError(f"--growth is {config.growth}; it must be above 1")
+    if not 0 < config.epsilon < 1:
+        raise ValueError(f"--epsilon is {config.epsilon}; it must lie in (0, 1)")
+    if not 0 <= config.momentum < 1:
+        raise ValueError(f"--momentum is {config.momentum}; it must lie in [0, 1)")
+    for name in ("seed", "data_seed"):
+        if not 0 <= getattr(config, name) < 2**63:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} is {getattr(config, name)}; it must be a whole number from 0 to 2^63 − 1")
+    try:
+        torch.zeros(1, device=config.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {config.device} is not to be had here: {str(error).splitlines()[0]}") from None
+
+
+def read(config: Config) -> np.ndarray:
+    """The data matrix, one row a point.
+
+    Raises:
+        ValueError: there is none, or fewer rows than asked for.
+        OSError: the file cannot be read.
+    """
+    if config.data is None:
+        return random_data(config.problem, 100 if config.n is None else config.n, config.d, config.data_seed)
+    X = read_matrix(config.data)
+    if config.n is not None and not 2 <= config.n <= len(X):
+        raise ValueError(f"--n is {config.n}; {config.data} has {len(X)} rows, and at least 2 are needed")
+    return X[: config.n]
+
+
+def histogram(problem: Problem, matrices: dict[str, torch.Tensor]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Edges of 20 to 100 bins, and how many distortions ‖M x‖² − 1 of each matrix lie in each."""
+    reach = [(float(q.min()) - 1, float(q.max()) - 1) for M in matrices.values() for q in distortions(problem, M)]
+    bins = int(min(100, max(20, problem.N**0.5)))
+    edges = np.linspace(min(low for low, _ in reach), max(high for _, high in reach), bins + 1)
+    counts = {name: np.zeros(bins) for name in matrices}
+    for name, M in matrices.items():
+        for q in distortions(problem, M):
+            counts[name] += np.histogram((q - 1).cpu().numpy(), edges)[0]
+    return edges, counts
+
+
+def main(config: Config) -> int:
+    """Run the experiment, save its files, print the summary; returns the exit status."""
+    torch.set_num_threads(1)  # what is computed at a time fits in the cache: more would only wait for each other
+    try:
+        check(config)
+        X = read(config)
+        problem = (Pairs if config.problem == "pairs" else Vectors)(torch.from_numpy(X).to(config.device))
+        config.out.mkdir(parents=True, exist_ok=True)
+        if not os.access(config.out, os.W_OK):
+            raise PermissionError(f"--out {config.out} can't be written to; give another folder")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    n, d, k = *X.shape, config.k
+    duplicates = problem.duplicates if isinstance(problem, Pairs) else 0
+    if k >= d:
+        print(f"note: k = {k} is not below d = {d}: no projection is needed", file=sys.stderr)
+    growth = config.growth or (1.05 if config.problem == "vectors" else 1.003)
+
+    start = time.perf_counter()
+    with tqdm(desc="PGD", total=config.steps, unit=" steps", disable=None, leave=False) as bar:
+
+        def progress(step: int, worst: float, sigma: float) -> None:
+            bar.set_postfix_str(f"distortion {worst:.4g}, σ {sigma:.1e}", refresh=False)
+            bar.update(step - bar.n)
+
+        result = derandomize(
+            problem,
+            k,
+            objective=config.objective,
+            tau=config.tau,
+            growth=growth,
+            epsilon=config.epsilon,
+            draws=config.draws,
+            lam=config.lam,
+            steps=config.steps,
+            lr=config.lr,
+            momentum=config.momentum,
+            rho=config.rho,
+            radius=config.radius,
+            patience=config.patience,
+            generator=torch.Generator(config.device).manual_seed(config.seed),
+            progress=progress,
+        )
+    seconds = time.perf_counter() - start
+
+    generator = torch.Generator(config.device).manual_seed(config.seed)
+    count = min(config.gaussians, max(20, 2 * 10**8 // problem.N))
+    gaussian = baselines.gaussian_distortions(problem, k, count, generator).numpy()
+    matrices = {
+        "derandomized": result.M,
+        "Gaussian": baselines.gaussian(k, d, generator),
+        "sparse random": baselines.sparse(k, d, generator),
+        "best-scaled PCA": baselines.scaled_pca(problem, k),
+    }
+    worst = {name: distortion(problem, M) for name, M in matrices.items()}
+    edges, counts = histogram(problem, matrices)
+    figures = {
+        "fig6_distortion": plot.distortion(
+            result.history, worst["derandomized"], gaussian, config.draws if config.objective == "sampled" else None
+        ),
+        "fig7_variance": plot.variance(result.history, result.kicks),
+        "distortions": plot.distortions(edges, counts, worst, config.problem),
+    }
+    results = {
+        "experiment": "JohnsonLindenstrauss",
+        "config": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
+        "versions": {"python": platform.python_version()}
+        | {module.__name__: module.__version__ for module in (torch, np, scipy, matplotlib)},
+        "seconds": seconds,
+        "steps": result.steps,
+        "perturbations": len(result.kicks),
+        "objective": result.objective,
+        "certificate": None if result.certificate is None else asdict(result.certificate),
+        "n": n,
+        "d": d,
+        "k": k,
+        "problem": config.problem,
+        "distortion": worst["derandomized"],
+        "gaussian_mean": gaussian.mean(),
+        "gaussian_min": gaussian.min(),
+        "gaussians": len(gaussian),
+        "sparse": worst["sparse random"],
+        "pca": worst["best-scaled PCA"],
+        "duplicates": duplicates,
+        "sigma": result.sigma,
+    }
+    with tempfile.TemporaryDirectory(dir=config.out, prefix=".") as staging:
+        folder = Path(staging)
+        for name, figure in figures.items():
+            plot.save(figure, folder, name)
+        np.save(folder / "projection.npy", result.M.cpu().numpy())
+        np.savez(folder / "history.npz", **result.history, kicks=result.kicks, gaussian=gaussian)
+        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        for file in folder.iterdir():
+            os.replace(file, config.out / file.name)
+
+    if result.interrupted:
+        print(f"interrupted after {result.steps} steps: what follows, and is saved, is the best matrix so far")
+    reason = "none: " + ("f has kinks" if config.objective == "sampled" else "stopped early")
+    pairs = f", {problem.N} pairs" + (f" ({duplicates} of duplicate points left out)" if duplicates else "")
+    print(
+        f"data         {n} × {d}{pairs if config.problem == 'pairs' else ''}, to {k} dimensions\n"
+        f"distortion   {worst['derandomized']:.6g}\n"
+        f"Gaussian     mean {gaussian.mean():.4g}, best of {len(gaussian)} {gaussian.min():.4g}\n"
+        f"others       sparse random {worst['sparse random']:.4g}, best-scaled PCA {worst['best-scaled PCA']:.4g}\n"
+        f"projection   σ = {result.sigma:.1e} after {result.steps} steps and {len(result.kicks)} perturbations\n"
+        f"certificate  {result.certificate or reason}\n"
+        f"seconds      {seconds:.2f}\n"
+        f"files        {config.out.resolve()}"
+    )
+    return 130 if result.interrupted else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Config, description=__doc__)))
+    except KeyboardInterrupt:
+        print("interrupted before the files were written: nothing is saved", file=sys.stderr)
+        sys.exit(130)

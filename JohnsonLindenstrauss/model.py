@@ -1,0 +1,328 @@
+"""The sampler A ~ N(M, σ²I), what it is to preserve, and the objectives that PGD minimizes (section 5.2 of the paper).
+
+A = M + σZ maps ℝ^d to ℝ^k, Z of independent standard normals; M = 0, σ = 1/√k is the classical random projection and
+σ = 0 one deterministic matrix. For a unit vector x the distortion is |‖A x‖² − 1|. Its law depends on M only through
+q = ‖M x‖²: ‖A x‖²/σ² is noncentral χ² with k degrees of freedom and noncentrality q/σ².
+
+All quantities are dimensionless: vectors are scaled to length 1 before anything else, and so are differences of points.
+"""
+
+from collections.abc import Callable, Iterator
+from math import inf, log
+
+import numpy as np
+import torch
+from scipy.special import chndtr
+from torch import Tensor
+
+BLOCK = 2**16
+"""pairs handled at a time: what keeps memory small, and the processor's cache warm"""
+
+
+class Vectors:
+    """N vectors whose norms are to be preserved: the paper's problem.
+
+    Args:
+        X: (N, d) the vectors, scaled to length 1 here; none of length 0.
+
+    Raises:
+        ValueError: a vector of length 0.
+    """
+
+    def __init__(self, X: Tensor) -> None:
+        X = X.double()
+        largest = X.abs().amax(1, keepdim=True)
+        if not largest.all():
+            row = int((largest == 0).flatten().nonzero()[0])
+            raise ValueError(f"row {row} is the zero vector: it has no norm to preserve; leave it out")
+        X = X / largest  # squares neither overflow nor underflow
+        self.X = X / X.norm(dim=1, keepdim=True)
+        self.N, self.d = self.X.shape
+        self.blocks = [slice(None)]
+
+    def q(self, Y: Tensor, block: slice) -> Tensor:
+        """‖M x‖² of the block's vectors: (N,), from Y = M Xᵀ (k, N)."""
+        return Y[:, block].square().sum(0)
+
+    def add_gradient(self, w: Tensor, Y: Tensor, block: slice, out: Tensor) -> None:
+        """Add to `out` the gradient of Σ w_i q_i over the block in Y."""
+        out[:, block] += 2 * w * Y[:, block]
+
+
+class Pairs:
+    """All pairs of n points, whose distances are to be preserved: q_ij = ‖M (x_i − x_j)‖² / ‖x_i − x_j‖².
+
+    The differences are never built: with Y = M Xᵀ, ‖y_i − y_j‖² = ‖y_i‖² + ‖y_j‖² − 2 y_i·y_j, block by block.
+
+    Args:
+        X: (n, d) the points.
+
+    Attributes:
+        N: number of pairs that are preserved.
+        duplicates: number of pairs left out, as they are closer than 10⁻⁵ of their distance to the mean point.
+
+    Raises:
+        ValueError: there is no pair left.
+    """
+
+    def __init__(self, X: Tensor) -> None:
+        X = X.double()
+        X = X / max(float(X.abs().max()), np.finfo(np.float64).tiny)  # squares neither overflow nor underflow
+        self.X = X - X.mean(0)
+        n, self.d = X.shape
+        self.blocks, start, squares = [], 0, self.X.square().sum(1)
+        while start < n - 1:
+            rows = slice(start, min(n, start + max(1, BLOCK // (n - start))))
+            D = _squared_distances(self.X[rows].T, self.X[start:].T)
+            apart = D > 1e-10 * (squares[rows, None] + squares[start:])  # closer ones drown in rounding
+            keep = apart.triu(1).flatten().nonzero()[:, 0]
+            self.blocks.append((rows, keep, 1 / D.flatten()[keep]))
+            start = rows.stop
+        self.N = sum(len(keep) for _, keep, _ in self.blocks)
+        self.duplicates = n * (n - 1) // 2 - self.N
+        if self.N == 0:
+            raise ValueError(f"all {n} points are the same: there is no distance to preserve")
+
+    def q(self, Y: Tensor, block: tuple[slice, Tensor, Tensor]) -> Tensor:
+        """q_ij of the block's pairs, flat, from Y = M Xᵀ (k, n)."""
+        rows, keep, inverse = block
+        return _squared_distances(Y[:, rows], Y[:, rows.start :]).flatten().index_select(0, keep) * inverse
+
+    def add_gradient(self, w: Tensor, Y: Tensor, block: tuple[slice, Tensor, Tensor], out: Tensor) -> None:
+        """Add to `out` the gradient of Σ w_ij q_ij over the block in Y: 2 Y L, L the Laplacian of the weights w/D."""
+        rows, keep, inverse = block
+        a, b = Y[:, rows], Y[:, rows.start :]
+        W = w.new_zeros(a.shape[1] * b.shape[1]).index_copy_(0, keep, w * inverse).view(a.shape[1], b.shape[1])
+        out[:, rows] += 2 * (W.sum(1) * a - b @ W.T)
+        out[:, rows.start :] += 2 * (W.sum(0) * b - a @ W)
+
+    def heavy(self, M: Tensor, least: float) -> "SomePairs":
+        """The pairs whose distortion |q − 1| under M is at least `least`."""
+        Y, chosen = M @ self.X.T, []
+        for rows, keep, inverse in self.blocks:
+            heavy = ((self.q(Y, (rows, keep, inverse)) - 1).abs() >= least).nonzero()[:, 0]
+            ends, width = keep[heavy], len(self.X) - rows.start
+            chosen.append((ends // width + rows.start, ends % width + rows.start, inverse[heavy]))
+        return SomePairs(self.X, *(torch.cat(part) for part in zip(*chosen, strict=True)))
+
+
+class SomePairs:
+    """A few of the `Pairs`: those that still matter once τ is large.
+
+    Args:
+        X: (n, d) the points.
+        i, j: (N,) the ends of the pairs.
+        inverse: (N,) 1/‖x_i − x_j‖².
+    """
+
+    def __init__(self, X: Tensor, i: Tensor, j: Tensor, inverse: Tensor) -> None:
+        self.X, self.i, self.j, self.inverse = X, i, j, inverse
+        self.N, self.d, self.blocks = len(i), X.shape[1], [slice(None)]
+
+    def _differences(self, Y: Tensor) -> Tensor:
+        points = Y.T.contiguous()
+        return points.index_select(0, self.i) - points.index_select(0, self.j)
+
+    def q(self, Y: Tensor, block: slice) -> Tensor:
+        """q_ij of these pairs, from Y = M Xᵀ (k, n)."""
+        return self._differences(Y).square().sum(1) * self.inverse
+
+    def add_gradient(self, w: Tensor, Y: Tensor, block: slice, out: Tensor) -> None:
+        """Add to `out` the gradient of Σ w_ij q_ij in Y."""
+        pull = self._differences(Y) * (2 * w * self.inverse)[:, None]
+        out += torch.zeros_like(Y.T).index_add_(0, self.i, pull).index_add_(0, self.j, pull, alpha=-1).T
+
+
+Problem = Vectors | Pairs | SomePairs
+
+
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances between the columns of a and of b."""
+    return (a.square().sum(0)[:, None] + b.square().sum(0)).addmm(a.T, b, alpha=-2)
+
+
+def distortion(problem: Problem, M: Tensor) -> float:
+    """max |‖M x‖² − 1|, the worst distortion of the matrix M (k, d)."""
+    return max(float((q - 1).abs().max()) for q in distortions(problem, M))
+
+
+def distortions(problem: Problem, M: Tensor) -> Iterator[Tensor]:
+    """‖M x‖² of all vectors or pairs, block by block."""
+    Y = M @ problem.X.T
+    return (problem.q(Y, block) for block in problem.blocks)
+
+
+def log_moments(q: Tensor, variance: Tensor | float, tau: float, k: int) -> tuple[Tensor, Tensor]:
+    """log E exp(±τ(‖A x‖² − 1)) for ‖x‖ = 1, q = ‖M x‖² and variance = σ², in closed form:
+
+    −(k/2) log(1 ∓ 2τσ²) ± τ q/(1 ∓ 2τσ²) ∓ τ, for 2τσ² < 1.
+
+    Returns:
+        The two, of q's shape: with the upper signs and with the lower.
+    """
+    variance = torch.as_tensor(variance, dtype=q.dtype, device=q.device)
+    up, down = 1 - 2 * tau * variance, 1 + 2 * tau * variance
+    return q * (tau / up) - (tau + k / 2 * up.log()), q * (-tau / down) + (tau - k / 2 * down.log())
+
+
+def bound(problem: Problem, M: Tensor, s: Tensor, tau: float) -> Tensor:
+    """F_τ = (1/τ) log Σ_i [E e^{τ(‖A x_i‖² − 1)} + E e^{−τ(‖A x_i‖² − 1)}], for 2τσ² < 1; twice differentiable.
+
+    It lies above E max_i |‖A x_i‖² − 1|, the expected worst distortion, and at σ = 0 within log(2N)/τ of the worst
+    distortion of M.
+
+    Args:
+        problem: what is to be preserved.
+        M: (k, d) the mean of A.
+        s: ‖σI‖_F = σ√(kd), a scalar: the lemma's ‖W‖_F.
+        tau: τ > 0.
+    """
+    k, d = len(M), problem.d
+
+    def moments(q: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        return log_moments(q, s.square() / (k * d), tau, k)
+
+    with torch.no_grad():
+        top = max(float(torch.maximum(*moments(q, s)).max()) for q in distortions(problem, M))
+
+    def part(Y: Tensor, s: Tensor, block: object) -> Tensor:
+        up, down = moments(problem.q(Y, block), s)
+        return (up - top).exp().sum() + (down - top).exp().sum()
+
+    return (BlockSum.apply(part, problem.blocks, M @ problem.X.T, s).log() + top) / tau
+
+
+def bound_gradient(problem: Problem, M: Tensor, s: Tensor, tau: float) -> tuple[float, Tensor, Tensor]:
+    """F_τ and its gradients in M and s, what autograd gives for `bound`, in one pass over the blocks.
+
+    F_τ is inf where 2τσ² ≥ 1; the gradients are given as 0 there.
+    """
+    k, d = len(M), problem.d
+    variance = float(s.square()) / (k * d)
+    up_scale, down_scale = 1 - 2 * tau * variance, 1 + 2 * tau * variance
+    if up_scale <= 0:
+        return inf, torch.zeros_like(M), torch.zeros_like(s)
+    Y = M @ problem.X.T
+    top, total, by_variance, out = -inf, 0.0, 0.0, torch.zeros_like(Y)
+    for block in problem.blocks:
+        q = problem.q(Y, block)
+        up, down = log_moments(q, variance, tau, k)
+        highest = max(float(up.max()), float(down.max()))
+        if highest > top:  # everything so far is relative to exp(top)
+            shrink = np.exp(top - highest)
+            top, total, by_variance = highest, total * shrink, by_variance * shrink
+            out *= shrink
+        up, down = up.sub_(top).exp_(), down.sub_(top).exp_()
+        up_sum, down_sum = float(up.sum()), float(down.sum())
+        total += up_sum + down_sum
+        by_variance += k * (up_sum / up_scale - down_sum / down_scale)
+        by_variance += 2 * tau * (float(up @ q) / up_scale**2 + float(down @ q) / down_scale**2)
+        problem.add_gradient(up.div_(up_scale).sub_(down, alpha=1 / down_scale), Y, block, out)
+    f = (log(total) + top) / tau
+    return f, (out @ problem.X) / total, 2 * s / (k * d) * (by_variance / total)
+
+
+class BlockSum(torch.autograd.Function):
+    """Σ_block part(*tensors, block) with the memory of one block, twice differentiable in the tensors."""
+
+    @staticmethod
+    def forward(ctx, part: Callable[..., Tensor], blocks: list, *tensors: Tensor) -> Tensor:
+        ctx.part, ctx.blocks = part, blocks
+        ctx.save_for_backward(*tensors)
+        return sum(part(*tensors, block) for block in blocks)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = BlockSumGradient.apply(ctx.part, ctx.blocks, *ctx.saved_tensors)
+        return None, None, *(grad * g for g in gradients)
+
+
+class BlockSumGradient(torch.autograd.Function):
+    """The gradient of `BlockSum`, and its own derivative."""
+
+    @staticmethod
+    def forward(ctx, part: Callable[..., Tensor], blocks: list, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.part, ctx.blocks = part, blocks
+        ctx.save_for_backward(*tensors)
+        return _sum_of_gradients(part, blocks, tensors)
+
+    @staticmethod
+    def backward(ctx, *v: Tensor) -> tuple[Tensor | None, ...]:
+        def slope(*tensors_and_block: object) -> Tensor:
+            *tensors, block = tensors_and_block
+            gradient = torch.autograd.grad(
+                ctx.part(*tensors, block), tensors, create_graph=True, materialize_grads=True
+            )
+            return sum((g * u).sum() for g, u in zip(gradient, v, strict=True))
+
+        return None, None, *_sum_of_gradients(slope, ctx.blocks, ctx.saved_tensors)
+
+
+def _sum_of_gradients(part: Callable[..., Tensor], blocks: list, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    total = [torch.zeros_like(x) for x in tensors]
+    for block in blocks:
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_() for x in tensors]
+            gradient = torch.autograd.grad(part(*leaves, block), leaves, materialize_grads=True)
+        for accumulated, g in zip(total, gradient, strict=True):
+            accumulated += g
+    return tuple(total)
+
+
+class BallProbability(torch.autograd.Function):
+    """P[‖A x‖² ≤ c] with k rows, as a function of q = ‖M x‖² and variance = σ² > 0: noncentral χ², exact.
+
+    With P_k for it: ∂P_k/∂q = (P_{k+2} − P_k)/(2σ²), from ∂F_k/∂nc = (F_{k+2} − F_k)/2; and from the heat identity
+    ∂P/∂σ² = ½ Δ_y P for y = M x: ∂P_k/∂σ² = q (P_{k+4} − 2 P_{k+2} + P_k)/(2σ⁴) + k (P_{k+2} − P_k)/(2σ²).
+    Differentiable any number of times.
+    """
+
+    @staticmethod
+    def forward(ctx, q: Tensor, variance: Tensor, c: float, k: int) -> Tensor:
+        ctx.save_for_backward(q, variance)
+        ctx.c, ctx.k = c, k
+        root_q, sigma = q.sqrt(), variance.sqrt()
+        # ‖A x‖ is within 9σ of its mean but for a probability under 10⁻¹⁷, and its mean within [√q, √(q + kσ²)].
+        below = (c**0.5 > (q + k * variance).sqrt() + 9 * sigma).to(q)
+        open_ = (below == 0) & (c**0.5 >= root_q - 9 * sigma)
+        nc = (q[open_] / variance).detach().cpu().numpy()
+        below[open_] = torch.from_numpy(chndtr(c / float(variance), k, nc)).to(q)
+        return below
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, variance = ctx.saved_tensors
+        p, p2, p4 = (BallProbability.apply(q, variance, ctx.c, ctx.k + more) for more in (0, 2, 4))
+        slope = (p2 - p) / (2 * variance)
+        d_variance = q * (p4 - 2 * p2 + p) / (2 * variance.square()) + ctx.k * slope
+        return grad * slope, (grad * d_variance).sum(), None, None
+
+
+def tail(problem: Problem, M: Tensor, s: Tensor, epsilon: float) -> Tensor:
+    """Σ_i P[|‖A x_i‖² − 1| > ε], the paper's objective: above the probability that any distortion exceeds ε.
+
+    Args:
+        problem, M, s: as in `bound`; s ≠ 0.
+        epsilon: ε in (0, 1), the distortion that is allowed.
+    """
+    k, d = len(M), problem.d
+
+    def part(Y: Tensor, s: Tensor, block: object) -> Tensor:
+        q, variance = problem.q(Y, block), s.square() / (k * d)
+        within = BallProbability.apply(q, variance, 1 + epsilon, k) - BallProbability.apply(q, variance, 1 - epsilon, k)
+        return (1 - within).sum()
+
+    return BlockSum.apply(part, problem.blocks, M @ problem.X.T, s)
+
+
+def sampled(problem: Problem, M: Tensor, s: Tensor, draws: int, generator: torch.Generator | None = None) -> Tensor:
+    """Mean over `draws` samples of A of the worst distortion max_i |‖A x_i‖² − 1|: the authors' objective.
+
+    Differentiable in M and s for the draws that were made (A = M + σZ).
+    """
+    Z = torch.randn(draws, *M.shape, generator=generator, dtype=M.dtype, device=M.device)
+    A = M + s / (len(M) * problem.d) ** 0.5 * Z
+    worst = [
+        torch.stack([(problem.q(Y, block) - 1).abs().max() for block in problem.blocks]).max() for Y in A @ problem.X.T
+    ]
+    return torch.stack(worst).mean()

@@ -1,0 +1,89 @@
+"""Matrices are read from files as they are, and what is none is refused with a word on why."""
+
+import numpy as np
+import pytest
+
+from data import check_matrix, random_data, read_matrix
+
+X = np.array([[1.5, -2, 3e10], [4, 5, 6]])
+
+
+def test_reads_what_numpy_writes(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    np.savez(tmp_path / "x.npz", anything=X)
+    np.savetxt(tmp_path / "x.csv", X, delimiter=",")
+    for suffix in ("npy", "npz", "csv"):
+        assert np.array_equal(read_matrix(str(tmp_path / f"x.{suffix}")), X)
+    np.save(tmp_path / "x.npy", X.astype(np.float32))
+    assert read_matrix(str(tmp_path / "x.npy")).dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a,b,c\n1.5,-2,3e10\n4,5,6\n", "1.5;-2;3e10\r\n\r\n4;5;6", "\ufeff1.5\t-2\t3e10\n4 5 6", "1.5, -2, 3e10\n4, 5 ,6"],
+)
+def test_reads_csv_of_several_dialects(tmp_path, text):
+    (tmp_path / "x.csv").write_text(text, encoding="utf-8")
+    assert np.array_equal(read_matrix(str(tmp_path / "x.csv")), X)
+
+
+@pytest.mark.parametrize(
+    "text, word",
+    [
+        ("", "shape"),
+        ("a,b\n", "shape"),
+        ("1,2\n3\n", "line 2 has 1 numbers"),
+        ("1,2\n3,x\n", "line 2 is '3,x'"),
+        ("1,2\n3,\n", "line 2 is '3,'"),
+        ("1,2\nnan,3\n4,inf\n", "row 1"),
+        ("1,2\n", "at least 2 rows"),
+    ],
+)
+def test_refuses_csv_that_is_no_matrix(tmp_path, text, word):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(ValueError, match=word) as error:
+        read_matrix(str(tmp_path / "x.csv"))
+    assert "x.csv" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_refuses_files_that_are_not_what_their_suffix_says(tmp_path):
+    for suffix in ("npy", "npz", "csv"):
+        (tmp_path / f"x.{suffix}").write_bytes(b"\x93PK\xff\x00 nothing of the kind")
+        with pytest.raises(ValueError, match=f"x.{suffix}"):
+            read_matrix(str(tmp_path / f"x.{suffix}"))
+    np.savez(tmp_path / "two.npz", a=X, b=X)
+    with pytest.raises(ValueError, match="2 arrays"):
+        read_matrix(str(tmp_path / "two.npz"))
+    np.save(tmp_path / "pickle.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"pickle\.npy"):
+        read_matrix(str(tmp_path / "pickle.npy"))
+    with pytest.raises(ValueError, match=r"x\.txt is neither"):
+        read_matrix("x.txt")
+    with pytest.raises(OSError, match="absent"):
+        read_matrix("absent.npy")
+
+
+@pytest.mark.parametrize(
+    "bad, word",
+    [
+        (np.zeros(3), "shape"),
+        (np.zeros((2, 2, 2)), "shape"),
+        (np.zeros((1, 3)), "at least 2"),
+        (np.zeros((3, 0)), "at least 2"),
+        (np.zeros((2, 2), dtype=complex), "complex"),
+        (np.array([["a", "b"]]), "type"),
+        (np.array([[0, 1], [np.nan, 1], [np.inf, 2]]), "row 1 .* 1 more"),
+    ],
+)
+def test_refuses_what_is_no_matrix_of_finite_real_numbers(bad, word):
+    with pytest.raises(ValueError, match=word):
+        check_matrix(bad)
+
+
+def test_random_data():
+    vectors, points = random_data("vectors", 100, 500, 42), random_data("pairs", 100, 500, 42)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1) and (vectors > 0).all()
+    assert abs(points.mean()) < 3 / np.sqrt(50_000) and points.std() == pytest.approx(1, abs=0.02)
+    assert np.array_equal(vectors, random_data("vectors", 100, 500, 42))
+    with pytest.raises(ValueError, match="--n is 1"):
+        random_data("pairs", 1, 5, 0)

@@ -1,0 +1,217 @@
+"""The closed forms agree with Monte Carlo, with scipy, with autograd, with each other, and with the heat equation."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import model
+from model import (
+    BallProbability,
+    Pairs,
+    Vectors,
+    bound,
+    bound_gradient,
+    distortion,
+    distortions,
+    log_moments,
+    sampled,
+    tail,
+)
+
+
+@pytest.fixture(autouse=True)
+def double_precision() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def draws(M: Tensor, sigma: float, count: int, seed: int = 1) -> Tensor:
+    return M + sigma * normal(count, *M.shape, seed=seed)
+
+
+def make(kind: str, n: int = 9, d: int = 6, seed: int = 0) -> Vectors | Pairs:
+    return (Pairs if kind == "pairs" else Vectors)(normal(n, d, seed=seed))
+
+
+def to_s(problem: Vectors | Pairs, M: Tensor, sigma: float) -> Tensor:
+    return torch.tensor(sigma * math.sqrt(len(M) * problem.d))
+
+
+def worst_of_draws(problem: Vectors | Pairs, A: Tensor) -> Tensor:
+    return torch.tensor([distortion(problem, one) for one in A])
+
+
+@pytest.mark.parametrize("sigma, tau", [(0.3, 0.5), (0.2, 2.0), (0.1, 4.0)])
+def test_moments_agree_with_monte_carlo(sigma, tau):
+    M, x = 0.5 * normal(4, 6), normal(6, seed=3)
+    x /= x.norm()
+    square = (draws(M, sigma, 200_000) @ x).square().sum(1)
+    exact = log_moments((M @ x).square().sum(), sigma**2, tau, 4)
+    for sign, log_moment in zip((1, -1), exact, strict=True):
+        sample = (sign * tau * (square - 1)).exp()
+        assert abs(sample.mean() - log_moment.exp()) < 3 * sample.std() / math.sqrt(len(sample))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from(["vectors", "pairs"]),
+    seed=st.integers(0, 10**6),
+    size=st.floats(0, 0.6),
+    sigma=st.floats(0.01, 0.5),
+    fraction=st.floats(0.02, 0.9),
+)
+def test_bound_lies_above_the_expected_worst_distortion(kind, seed, size, sigma, fraction):
+    problem, M = make(kind, seed=seed), size * normal(4, 6, seed=seed + 1)
+    tau = fraction / (2 * sigma**2)
+    worst = worst_of_draws(problem, draws(M, sigma, 400))
+    F = bound(problem, M, to_s(problem, M, sigma), tau)
+    assert F > worst.mean() - 3 * worst.std() / math.sqrt(len(worst))
+
+
+@pytest.mark.parametrize("kind", ["vectors", "pairs"])
+@pytest.mark.parametrize("tau", [0.1, 10.0, 1e5])
+def test_bound_without_noise_is_near_the_worst_distortion(kind, tau):
+    problem, M = make(kind), 0.5 * normal(4, 6)
+    worst, F = distortion(problem, M), bound(problem, M, torch.tensor(0.0), tau).item()
+    assert worst <= F <= worst + math.log(2 * problem.N) / tau
+
+
+def test_bound_is_infinite_where_the_moment_is():
+    problem, M = make("vectors"), normal(4, 6)
+    f, f_M, f_s = bound_gradient(problem, M, to_s(problem, M, 1.0), 0.51)
+    assert f == math.inf and not f_M.any() and not f_s.any()
+    assert math.isfinite(bound_gradient(problem, M, to_s(problem, M, 1.0), 0.49)[0])
+
+
+@pytest.mark.parametrize("kind", ["vectors", "pairs", "some pairs"])
+@pytest.mark.parametrize("sigma, tau", [(0.2, 3.0), (1e-4, 500.0), (0.0, 1e6)])
+def test_gradient_in_closed_form_is_autograd_s(kind, sigma, tau, monkeypatch):
+    monkeypatch.setattr(model, "BLOCK", 20)
+    problem, M = make(kind.split()[-1]), 0.4 * normal(4, 6)
+    if kind == "some pairs":
+        problem = problem.heavy(M, 0.2)
+        assert 3 < problem.N < 36
+    s = to_s(problem, M, sigma).requires_grad_()
+    M.requires_grad_()
+    F = bound(problem, M, s, tau)
+    f_M, f_s = torch.autograd.grad(F, [M, s])
+    f, g_M, g_s = bound_gradient(problem, M.detach(), s.detach(), tau)
+    assert f == pytest.approx(F.item(), rel=1e-12)
+    assert torch.allclose(g_M, f_M, atol=1e-9) and torch.allclose(g_s, f_s, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["vectors", "pairs"])
+@pytest.mark.parametrize("name", ["bound", "tail"])
+def test_derivatives_agree_with_finite_differences(kind, name, monkeypatch):
+    monkeypatch.setattr(model, "BLOCK", 10)  # several blocks, for BlockSum
+    problem = make(kind, n=5, d=4)
+    M, s = (0.4 * normal(3, 4)).requires_grad_(), to_s(problem, torch.empty(3), 0.2).requires_grad_()
+
+    def f(M: Tensor, s: Tensor) -> Tensor:
+        return bound(problem, M, s, 3.0) if name == "bound" else tail(problem, M, s, 0.4)
+
+    assert torch.autograd.gradcheck(f, (M, s))
+    assert torch.autograd.gradgradcheck(f, (M, s))
+
+
+@pytest.mark.parametrize("kind", ["vectors", "pairs"])
+@pytest.mark.parametrize("name", ["bound", "tail"])
+def test_heat_identity(kind, name):
+    """∂E/∂σ = σ Δ_M E for E[g(M + σZ)]: of E e^{τ…} = exp(τ F_τ), and of the probabilities."""
+    problem, sigma, tau = make(kind, n=5, d=4), 0.25, 2.0
+    M = 0.4 * normal(3, 4)
+
+    def expectation(M: Tensor, sigma: Tensor) -> Tensor:
+        s = sigma * math.sqrt(M.numel())
+        return (tau * bound(problem, M, s, tau)).exp() if name == "bound" else tail(problem, M, s, 0.4)
+
+    variable = torch.tensor(sigma, requires_grad=True)
+    (slope,) = torch.autograd.grad(expectation(M, variable), variable)
+    hessian = torch.autograd.functional.hessian(lambda x: expectation(x.view_as(M), torch.tensor(sigma)), M.flatten())
+    assert slope.item() == pytest.approx(sigma * hessian.trace().item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 30])
+@pytest.mark.parametrize("sigma", [1.0, 0.1, 0.01, 1e-4])
+def test_ball_probability_agrees_with_scipy(k, sigma):
+    q, variance = torch.linspace(0, 3, 13), torch.tensor(sigma**2)
+    exact = scipy.stats.ncx2.cdf(1.2 / sigma**2, k, (q / variance).numpy())
+    assert BallProbability.apply(q, variance, 1.2, k).numpy() == pytest.approx(exact, abs=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["vectors", "pairs"])
+def test_tail_agrees_with_monte_carlo(kind):
+    problem, M, sigma, epsilon = make(kind), 0.4 * normal(4, 6), 0.2, 0.5
+    q = torch.stack([torch.cat(list(distortions(problem, A))) for A in draws(M, sigma, 20_000)])
+    outside = ((q - 1).abs() > epsilon).double().sum(1)
+    exact = tail(problem, M, to_s(problem, M, sigma), epsilon)
+    assert abs(outside.mean() - exact) < 3 * outside.std() / math.sqrt(len(outside))
+
+
+def test_tail_without_noise_counts():
+    problem, M = make("pairs"), 0.4 * normal(4, 6)
+    q = torch.cat(list(distortions(problem, M)))
+    s = torch.tensor(1e-9, requires_grad=True)
+    count = tail(problem, M, s, 0.5)
+    assert count.item() == ((q - 1).abs() > 0.5).sum() and 0 < count < problem.N
+    assert torch.autograd.grad(count, s)[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["vectors", "pairs"])
+def test_sampled_is_the_mean_worst_distortion(kind):
+    problem, M, sigma = make(kind), 0.4 * normal(4, 6), 0.2
+    s = to_s(problem, M, sigma).requires_grad_()
+    value = sampled(problem, M, s, 500, torch.Generator().manual_seed(5))
+    exact = worst_of_draws(problem, draws(M, sigma, 500, seed=5))
+    assert value.item() == pytest.approx(exact.mean().item(), rel=1e-12)
+    (slope,) = torch.autograd.grad(value, s)
+    up, down = (sampled(problem, M, s + h, 500, torch.Generator().manual_seed(5)).item() for h in (1e-6, -1e-6))
+    assert slope.item() == pytest.approx((up - down) / 2e-6, rel=1e-3)
+
+
+def test_pairs_are_the_vectors_between_the_points(monkeypatch):
+    monkeypatch.setattr(model, "BLOCK", 30)
+    X, M = normal(15, 6), 0.5 * normal(4, 6)
+    i, j = torch.triu_indices(15, 15, 1)
+    pairs, vectors = Pairs(X), Vectors(X[i] - X[j])
+    assert len(pairs.blocks) > 3 and pairs.N == vectors.N == 105
+    q, reference = torch.cat(list(distortions(pairs, M))), torch.cat(list(distortions(vectors, M)))
+    assert torch.allclose(q, reference, rtol=1e-12)
+    least = (reference - 1).abs().median().item()
+    heavy = pairs.heavy(M, least)
+    chosen = torch.cat(list(distortions(heavy, M)))
+    assert torch.allclose(chosen, reference[(reference - 1).abs() >= least], rtol=1e-12) and heavy.N == 53
+
+
+@pytest.mark.parametrize("kind", ["vectors", "pairs"])
+def test_rotations_and_scale_change_nothing(kind):
+    X, M, s = normal(9, 6), 0.5 * normal(4, 6), torch.tensor(0.5)
+    R, Q = (torch.linalg.qr(normal(m, m, seed=7))[0] for m in (4, 6))
+    cls = Pairs if kind == "pairs" else Vectors
+    F = bound(cls(X), M, s, 2.0)
+    shift = 100 if kind == "pairs" else 0
+    for problem, matrix in ((cls(X), R @ M), (cls(X @ Q), M @ Q), (cls(1e200 * X), M), (cls(1e-200 * (X + shift)), M)):
+        assert bound(problem, matrix, s, 2.0).item() == pytest.approx(F.item(), rel=1e-10)
+
+
+def test_duplicates_are_left_out_and_counted():
+    X = normal(6, 3)
+    X[3], X[4] = X[1], X[1]
+    problem = Pairs(X)
+    assert problem.duplicates == 3 and problem.N == 12
+    assert math.isfinite(distortion(problem, normal(2, 3)))
+    with pytest.raises(ValueError, match="all 4 points are the same"):
+        Pairs(torch.ones(4, 3))
+    with pytest.raises(ValueError, match="row 2 is the zero vector"):
+        Vectors(torch.tensor([[1.0, 0], [0, 1], [0, 0]]))
