@@ -1,0 +1,166 @@
+"""Figures: each function draws one from a finished run's numbers and returns it; `save` writes it."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.animation import PillowWriter
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind readers.
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
+FADE = LinearSegmentedColormap.from_list("fade", [RED, BLUE])
+STYLE = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "lines.linewidth": 2,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,
+}
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write the figure as folder/name.png and folder/name.pdf, the same bytes for the same figure."""
+    with rc_context(STYLE):
+        figure.savefig(folder / f"{name}.png")
+        figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+
+
+@rc_context(STYLE)
+def toy(lams: np.ndarray, w: np.ndarray, curve_lams: np.ndarray, curve: np.ndarray, title: str) -> Figure:
+    """Figures 1 and 2: |w*| against λ, on log axes (|w*| on a linear one below 10⁻³, so that 0 can be seen).
+
+    Args:
+        lams, w: where PGD ended, for each λ.
+        curve_lams, curve: the exact global minimizer.
+        title: what is done with the bias.
+    """
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(curve_lams, curve, color=BLUE, label="global minimizer, exact")
+    axes.plot(lams, w, "o", color=ORANGE, markersize=5, label="PGD")
+    axes.set(xscale="log", xlabel=r"$\lambda$", ylabel=r"$|w^*|$", title=title)
+    axes.set_yscale("symlog", linthresh=1e-3)
+    axes.set_ylim(-2e-4, 1)
+    _legend_below(figure, columns=2)
+    return figure
+
+
+@rc_context(STYLE)
+def weights(history: dict[str, np.ndarray], u: np.ndarray | None, trajectories: int = 150) -> Figure:
+    """Figure 3: every neuron's weights in the plane, as initialized and as trained, with some of the ways between.
+
+    Args:
+        history: snapshots of `train.train`, for d = 2.
+        u: (2,) the teacher's direction; None if it has not one.
+        trajectories: of so many neurons the way is drawn.
+    """
+    figure = Figure(figsize=(6.4, 6), layout="constrained")
+    axes = figure.subplots()
+    W = history["weights"]
+    paths = W[:, :: max(1, W.shape[1] // trajectories)].transpose(1, 0, 2)
+    segments = np.stack([paths[:, :-1], paths[:, 1:]], axis=2)
+    travelled = np.cumsum(np.linalg.norm(paths[:, 1:] - paths[:, :-1], axis=2).mean(0))
+    colors = np.broadcast_to(FADE(travelled / max(travelled[-1], 1e-300)), (*segments.shape[:2], 4))
+    axes.add_collection(
+        LineCollection(
+            segments.reshape(-1, 2, 2), colors=colors.reshape(-1, 4), linewidths=0.5, alpha=0.35, rasterized=True
+        )
+    )
+    _line(axes, u)
+    axes.scatter(*W[0].T, s=9, color=RED, linewidths=0, alpha=0.6, label="initialized", rasterized=True)
+    axes.scatter(*W[-1].T, s=9, color=BLUE, linewidths=0, label="trained", zorder=3, rasterized=True)
+    _square(axes, max(np.abs(W[[0, -1]]).max(), np.quantile(np.abs(paths), 0.9995)))
+    _legend_below(figure, columns=3)
+    return figure
+
+
+def animate(history: dict[str, np.ndarray], u: np.ndarray | None, path: Path, frames: int = 30) -> None:
+    """Figure 3 in motion, as a GIF: frames equally far apart in log ‖W⊥‖, or in snapshots where that is not falling."""
+    with rc_context(STYLE):
+        W, progress = history["weights"], -np.log(np.maximum(history["w_perp"], 1e-2))
+        progress = np.maximum.accumulate(progress)
+        chosen = np.unique(np.searchsorted(progress, np.linspace(progress[0], progress[-1], frames)))
+        figure = Figure(figsize=(4.4, 4.4), dpi=80)
+        axes = figure.subplots()
+        figure.subplots_adjust(0.13, 0.11, 0.97, 0.93)
+        _line(axes, u)
+        axes.scatter(*W[0].T, s=5, color=RED, linewidths=0, alpha=0.25)
+        points = axes.scatter(*W[0].T, s=6, color=BLUE, linewidths=0, zorder=3)
+        _square(axes, np.abs(W[chosen]).max())
+        writer = PillowWriter(fps=12)
+        with writer.saving(figure, path, dpi=80):
+            for frame in [0] * 3 + list(chosen) + [-1] * 12:
+                points.set_offsets(W[frame])
+                axes.set_title(
+                    rf"step {history['step'][frame]}, $\|W_\perp\|$ = {history['w_perp'][frame]:.1e}", fontsize=10
+                )
+                writer.grab_frame()
+
+
+@rc_context(STYLE)
+def norms(history: dict[str, np.ndarray], kicks: list[int], bound: float | None) -> Figure:
+    """‖W⊥‖_F and ‖W∥‖_F against steps, with the lemma's bound on ‖W⊥‖_F at the end.
+
+    Args:
+        history: snapshots of `train.train`.
+        kicks: steps at which perturbations struck.
+        bound: the certificate's, None where the lemma says nothing.
+    """
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(history["step"], history["w_parallel"], color=GREEN, label=r"$\|W_\parallel\|_F$")
+    axes.plot(history["step"], history["w_perp"], color=BLUE, label=r"$\|W_\perp\|_F$")
+    if bound is not None:
+        axes.axhline(
+            bound, color="black", linestyle="--", linewidth=1.2, label=rf"the lemma: $\|W_\perp\|_F$ ≤ {bound:.1e} here"
+        )
+    for kick in kicks:
+        axes.axvline(kick, color=ORANGE, linewidth=1.5, zorder=0, label="perturbation")
+    axes.set(yscale="log", xlabel="step", ylabel="norm of the first layer's weights")
+    _legend_below(figure, columns=2)
+    return figure
+
+
+@rc_context(STYLE)
+def spectrum(before: np.ndarray, after: np.ndarray, k: int) -> Figure:
+    """Singular values of W before and after training; the teacher uses k directions.
+
+    Args:
+        before, after: singular values, largest first.
+        k: number of the teacher's directions.
+    """
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    i = np.arange(1, len(before) + 1)
+    floor = 1e-16 * before[0]
+    axes.plot(i, before, "o-", color=RED, markersize=5, linewidth=1, label="initialized")
+    axes.plot(i, np.maximum(after, floor), "s-", color=BLUE, markersize=5, linewidth=1, label="trained")
+    axes.axvline(k + 0.5, color=GREY, linestyle=":", label=f"the teacher uses {k} direction{'s' * (k != 1)}")
+    axes.set(yscale="log", xlabel="index", ylabel=r"singular value of $W$")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    _legend_below(figure, columns=3)
+    return figure
+
+
+def _line(axes: Axes, u: np.ndarray | None) -> None:
+    if u is not None:
+        axes.axline((0, 0), tuple(u), color="black", linewidth=1, zorder=2, label=r"span$(u)$")
+
+
+def _square(axes: Axes, limit: float) -> None:
+    limit = 1.05 * limit
+    axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel=r"$w_1$", ylabel=r"$w_2$")
+
+
+def _legend_below(figure: Figure, columns: int = 1) -> None:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=columns, fontsize=9)

@@ -1,0 +1,169 @@
+"""The command line, as a user calls it, on small problems."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+
+import main
+
+MAIN = Path(__file__).parent.parent / "main.py"
+SMALL = ("--width", "40", "--lam", "1e-3", "--no-toy")
+
+
+def call(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-W", "error", str(MAIN), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def test_a_run_leaves_all_its_files_and_a_true_certificate(tmp_path):
+    done = call("--width", "40", "--lam", "1e-3", "--out", str(tmp_path / "new" / "folder"))
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "new" / "folder"
+    names = ["fig1_toy_frozen_bias", "fig2_toy_trained_bias", "fig3_weights", "norms", "spectrum"]
+    expected = {f"{name}.{suffix}" for name in names for suffix in ("png", "pdf")}
+    assert {f.name for f in out.iterdir()} == expected | {
+        "fig3_weights.gif",
+        "weights.npz",
+        "history.npz",
+        "results.json",
+    }
+    results = json.loads((out / "results.json").read_text())
+    certificate, weights = results["certificate"], np.load(out / "weights.npz")
+    W, U = weights["W"], weights["U"]
+    assert results["experiment"] == "NeuralNetworks" and results["config"]["lr"] == 80
+    assert results["w_perp"] == pytest.approx(np.linalg.norm(W - W @ U.T @ U)) == pytest.approx(certificate["w_norm"])
+    assert results["w_parallel"] == pytest.approx(np.linalg.norm(W @ U.T @ U))
+    assert certificate["is_sosp"] and certificate["w_norm"] <= certificate["w_norm_bound"]
+    assert results["w_perp"] < 0.05 * results["w_perp_initial"]
+    assert results["test_risk"] == pytest.approx(results["train_risk"], abs=1e-4) and results["test_risk"] < 0.1
+    assert results["effective_rank"] < 1.2 and max(results["toy_error"].values()) <= 1e-3
+    history = np.load(out / "history.npz")
+    assert history["w_perp"][-1] == results["w_perp"] and len(history["step"]) == len(history["weights"])
+    for line in ("‖W⊥‖", "certificate  SOSP", "fig1", "files"):
+        assert line in done.stdout
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--risk", "sampled", "--batch", "20", "--steps", "60", "--lr", "1", "--rho", "1e-3"),
+        ("--d", "5", "--k", "2", "--depth", "3", "--risk", "sobol", "--samples", "256", "--trained", "all")
+        + ("--activation", "gelu", "--loss", "logistic", "--noise", "0.1", "--steps", "40"),
+    ],
+)
+def test_the_same_seed_gives_the_same_results(tmp_path, flags):
+    results = []
+    for name in ("a", "b"):
+        assert call(*SMALL, *flags, "--out", str(tmp_path / name)).returncode == 0
+        results.append(json.loads((tmp_path / name / "results.json").read_text()))
+        del results[-1]["seconds"], results[-1]["config"]["out"]
+    assert results[0] == results[1]
+
+
+def test_a_frozen_bias_keeps_the_weights(tmp_path):
+    done = call(
+        *(
+            "--d",
+            "1",
+            "--k",
+            "0",
+            "--width",
+            "1",
+            "--activation",
+            "relu3",
+            "--lr",
+            "0.02",
+            "--lam",
+            "1e-6",
+            "--seed",
+            "1",
+        ),
+        *("--freeze-bias", "--no-toy", "--out", str(tmp_path)),
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["w_perp"] > 0.3 and results["certificate"]["w_norm_bound"] is None
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (("--k", "3"), ("--k is 3", "at most")),
+        (("--width", "0"), ("--width is 0", "at least 1")),
+        (("--depth", "1"), ("--depth is 1", "at least 2")),
+        (("--activation", "relu"), ("--activation is relu", "relu_iota", "he4")),
+        (("--teacher", "sin"), ("--teacher is sin", "tanh")),
+        (("--d", "4"), ("--d", "sobol")),
+        (("--lr", "-1"), ("--lr is -1", "positive")),
+        (("--lam", "nan"), ("--lam is nan", "positive")),
+        (("--rho", "0"), ("--rho is 0", "positive")),
+        (("--noise", "inf"), ("--noise is inf",)),
+        (("--nodes", "1"), ("--nodes is 1",)),
+        (("--nodes-across", "1"), ("--nodes-across is 1",)),
+        (("--momentum", "1"), ("--momentum is 1", "[0, 1)")),
+        (("--samples", "100"), ("--samples is 100", "power of two")),
+        (("--seed", "-1"), ("--seed is -1",)),
+        (("--device", "quantum"), ("--device quantum",)),
+        (("--out", "/proc/figures"), ("/proc",)),
+        (("--lr", "1e9", "--activation", "relu3"), ("diverges", "--lr 1e+09", "try --lr 1e+08")),
+    ],
+)
+def test_bad_input_is_refused_in_a_line(tmp_path, capsys, flags, words):
+    place = () if "--out" in flags else ("--out", str(tmp_path / "out"))
+    assert main.main(tyro.cli(main.Config, args=[*SMALL, *place, *flags])) == 2
+    stdout, stderr = capsys.readouterr()
+    assert stdout == "" and stderr.startswith("error: ") and stderr.count("\n") == 1, stderr
+    for word in words:
+        assert word in stderr
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_bad_input_from_the_command_line(tmp_path):
+    done = call("--k", "3", "--out", str(tmp_path))
+    assert done.returncode == 2 and done.stdout == "" and not list(tmp_path.iterdir())
+    assert done.stderr == "error: --k is 3 and --d is 2; the teacher can use at most d directions\n"
+
+
+def test_nonsense_flags_are_refused_and_help_knows_every_hyperparameter():
+    assert call("--nonsense", "1").returncode == 2
+    assert call("--loss", "absolute").returncode == 2
+    help_ = call("--help")
+    assert help_.returncode == 0
+    for flag in (
+        "--d",
+        "--width",
+        "--depth",
+        "--teacher",
+        "--activation",
+        "--loss",
+        "--batch",
+        "--risk",
+        "--freeze-bias",
+    ):
+        assert flag in help_.stdout
+    for flag in ("--seed", "--steps", "--lr", "--lam", "--rho", "--momentum", "--device", "--out"):
+        assert flag in help_.stdout
+
+
+def test_ctrl_c_saves_what_there_is(tmp_path, capsys, monkeypatch):
+    stopped = []
+
+    class Bar(main.tqdm):
+        def update(self, n: float = 1) -> bool | None:
+            super().update(n)
+            if not stopped and n >= 50:  # without a terminal the bar itself does not count
+                stopped.append(True)
+                raise KeyboardInterrupt
+            return None
+
+    monkeypatch.setattr(main, "tqdm", Bar)
+    config = main.Config(width=50, rho=1e-15, toy=False, out=tmp_path)
+    assert main.main(config) == 130
+    assert capsys.readouterr().out.startswith("interrupted after 5")
+    assert 50 <= json.loads((tmp_path / "results.json").read_text())["steps"] < 60
+    assert (tmp_path / "weights.npz").exists()

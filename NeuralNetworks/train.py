@@ -1,0 +1,149 @@
+"""The training loop: PGD on f = risk + λ ‖W‖²_F, W the student's first layer."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf, isfinite
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import Batch, Loss, Student, parallel, perpendicular, risk
+from pgd import PGD, Certificate, certify
+
+HISTORY = ("step", "seconds", "objective", "risk", "gradient_norm", "w_perp", "w_parallel")
+
+
+@dataclass
+class Result:
+    """What `train` ends with; the weights are in the student."""
+
+    certificate: Certificate
+    """on the held-out batch; its w_norm is ‖W⊥‖_F"""
+    history: dict[str, np.ndarray]
+    """snapshots, ever farther apart: step, seconds (of training so far), objective and risk (of the held-out batch),
+    gradient_norm (of the training step), w_perp, w_parallel, and weights (snapshots, h, d) where d = 2"""
+    kicks: list[int]
+    """steps at which a perturbation struck"""
+    steps: int
+    converged: bool
+    """whether PGD's stopping rule ended the run"""
+    interrupted: bool
+    """whether Ctrl-C did"""
+
+
+def train(
+    student: Student,
+    data: Batch | Callable[[], Batch],
+    U: Tensor,
+    loss: Loss,
+    *,
+    held_out: Batch,
+    lam: float,
+    lr: float,
+    rho: float,
+    momentum: float = 0.0,
+    radius: float = 1e-3,
+    patience: int = 50,
+    escape: str = "noise",
+    steps: int = 10_000,
+    anneal: bool = False,
+    generator: torch.Generator | None = None,
+    progress: Callable[[int, float, float], None] = lambda step, objective, w_perp: None,
+) -> Result:
+    """Train, in place, every parameter of the student that requires a gradient.
+
+    Args:
+        student: any module with first-layer weights W (h, d) and biases b (h,).
+        data: a batch that f is the mean over, or a function that draws a fresh one for every step. PGD's stopping rule
+            compares values of f, which fresh batches blur: it then sleeps, and the run takes all its steps.
+        U: (k, d) the teacher's directions, for W⊥.
+        loss: see `model.LOSSES`.
+        held_out: the batch on which f is reported and certified; the lemma speaks of Gaussian inputs, so that only a
+            quadrature makes the certificate exact.
+        lam: factor of ‖W‖²_F.
+        lr, rho, momentum, radius, patience: see `PGD`.
+        escape: "noise" (Algorithm 1) or "curvature" (Algorithm 2).
+        steps: at most so many.
+        anneal: let lr fall linearly to 0 over the second half of the steps.
+        generator: of the perturbations.
+        progress: called at every snapshot.
+
+    Raises:
+        FloatingPointError: the gradient is no longer finite.
+    """
+    W, params = student.W, [x for x in student.parameters() if x.requires_grad]
+    fresh = callable(data)
+    batch = held_out if fresh else data
+
+    def objective(batch: Batch) -> Tensor:
+        return risk(student, loss, batch) + lam * W.square().sum()
+
+    def closure() -> Tensor:
+        for x in params:
+            x.grad = None
+        f = objective(data() if fresh else data)
+        f.backward()
+        return f.detach()
+
+    pgd = PGD(
+        params,
+        lr=lr,
+        rho=rho,
+        radius=radius,
+        momentum=momentum,
+        patience=patience,
+        # What descent alone gains in `patience` steps at ‖∇f‖ = rho is no escape (the threshold of Jin et al.).
+        f_decrease=-inf if fresh else patience * lr / (1 - momentum) * rho**2,
+        objective=(lambda: objective(batch)) if escape == "curvature" else None,
+        generator=generator,
+    )
+    kicks, interrupted, step, due = [], False, 0, 0
+    history: dict[str, list] = {name: [] for name in (*HISTORY, "weights")}
+    start, idle = time.perf_counter(), 0.0
+
+    @torch.no_grad()
+    def snapshot() -> None:
+        nonlocal idle
+        now = time.perf_counter()
+        held_out_risk, W_ = float(risk(student, loss, held_out)), W.detach()
+        f, perp = held_out_risk + lam * float(W_.square().sum()), float(perpendicular(W_, U).norm())
+        row = (step, now - start - idle, f, held_out_risk, pgd.gradient_norm, perp, float(parallel(W_, U).norm()))
+        for name, value in zip(HISTORY, row, strict=True):
+            history[name].append(value)
+        if W.shape[1] == 2:
+            history["weights"].append(W_.cpu().numpy().copy())
+        progress(step, f, perp)
+        idle += time.perf_counter() - now
+
+    try:
+        while step < steps and not pgd.converged:
+            if step >= due:
+                snapshot()
+                due = max(step + 1, round(1.05 * step))
+            if anneal:
+                pgd.param_groups[0]["lr"] = lr * min(1, 2 * (1 - step / steps))
+            pgd.step(closure)
+            if not isfinite(pgd.gradient_norm):
+                raise FloatingPointError(f"the gradient is {pgd.gradient_norm} at step {step}")
+            step += 1
+            if pgd.perturbations > len(kicks):
+                kicks.append(step)
+    except KeyboardInterrupt:
+        interrupted = True
+    snapshot()
+    b_trained = student.b.requires_grad
+    student.b.requires_grad_()  # the lemma's bound needs the Hessian in b, trained or not
+    certificate = certify(
+        lambda: objective(held_out), params, W, student.b, lam, rho, project=lambda W: perpendicular(W, U)
+    )
+    student.b.requires_grad_(b_trained)
+    return Result(
+        certificate=certificate,
+        history={name: np.array(values) for name, values in history.items()},
+        kicks=kicks,
+        steps=step,
+        converged=pgd.converged,
+        interrupted=interrupted,
+    )
