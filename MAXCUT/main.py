@@ -141,8 +141,9 @@ def main(config: Config) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if graph.m < 100_000:
+    if graph.m < 20_000:
         torch.set_num_threads(1)  # more only wait for each other on a graph of this size
+    torch.set_flush_denormal(True)  # densities of decided vertices underflow, and subnormal numbers are slow
     graph = graph.to(config.device)
     generator = torch.Generator(config.device).manual_seed(config.seed)
 

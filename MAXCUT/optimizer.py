@@ -97,8 +97,10 @@ class Rounding:
     def expected_cut(self, V: Tensor, mu: Tensor) -> Tensor:
         """E[cut] = Σ w_ij D_ij in the weights' unit; exact, twice differentiable in V and mu."""
         _, U, alpha = self._standardized(V, mu)
-        i, j = self.graph.i, self.graph.j
-        D = Disagreement.apply(alpha[i], alpha[j], (U[i] * U[j]).sum(1))
+        (alpha_i, alpha_j), (U_i, U_j) = (
+            (x.index_select(0, self.graph.i), x.index_select(0, self.graph.j)) for x in (alpha, U)
+        )
+        D = Disagreement.apply(alpha_i, alpha_j, (U_i * U_j).sum(1))
         return (self.graph.w * D).sum()
 
     def objective(self, V: Tensor, mu: Tensor, lam: float) -> Tensor:
