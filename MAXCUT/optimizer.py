@@ -35,7 +35,7 @@ class Disagreement(torch.autograd.Function):
     def forward(ctx: torch.autograd.function.FunctionCtx, alpha: Tensor, beta: Tensor, r: Tensor) -> Tensor:
         ctx.save_for_backward(alpha, beta, r)
         a, b, c = (x.detach().double().cpu().numpy() for x in (alpha, beta, r))
-        a, b = (np.where(x == 0, np.finfo(np.float64).tiny, x) for x in (a, b))  # the limits at 0 are right
+        a, b = (np.where(x == 0, 1e-150, x) for x in (a, b))  # the limits at 0 are right
         q = np.sqrt((1 - c) * (1 + c))
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             # 0/0 is r = ±1 with a = ± b, the same variable twice: T(·, 0) = 0

@@ -52,9 +52,14 @@ def test_disagreement_against_a_million_draws(r):
         assert abs(sampled - exact) < 3 * math.sqrt(exact * (1 - exact) / 1e6) + 3e-6
 
 
+@pytest.mark.parametrize("flush", [False, True])
 @pytest.mark.parametrize("r", [-1.0, *R, 1.0])
-def test_disagreement_without_shifts_is_arccos(r):
-    assert float(D(*tensors(0, 0, r))) == pytest.approx(math.acos(r) / math.pi, abs=1e-12)
+def test_disagreement_without_shifts_is_arccos(r, flush):
+    torch.set_flush_denormal(flush)  # as main.py does
+    try:
+        assert float(D(*tensors(0, 0, r))) == pytest.approx(math.acos(r) / math.pi, abs=1e-12)
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_disagreement_of_independent_and_of_identical_signs():
