@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from math import pi, sqrt
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from scipy.special import owens_t
 from torch import Tensor
@@ -74,13 +73,12 @@ class Rounding:
 
     def __init__(self, graph: Graph, epsilon: float) -> None:
         self.graph, self.total = graph, graph.w.abs().sum()
+        self.w = graph.w / self.total  # w̃
         d = graph.degree / self.total
         self.root_d = torch.where(d > 0, d, 2 / graph.n).sqrt()  # an isolated vertex gets the mean degree
         self.noise = epsilon * self.root_d  # ε of the degree-scaled variables
         # Each edge stands twice in the symmetric CSR matrix; _edge_of says which edge an entry belongs to.
-        i, j = graph.i.cpu().numpy(), graph.j.cpu().numpy()
-        ends = np.concatenate([i, j]), np.concatenate([j, i])
-        numbers = sp.csr_array((np.tile(np.arange(graph.m), 2), ends), shape=(graph.n, graph.n))
+        numbers = graph.symmetric(np.arange(graph.m))
         self._crow, self._col, self._edge_of = (
             torch.from_numpy(x).to(graph.w.device) for x in (numbers.indptr, numbers.indices, numbers.data)
         )
@@ -109,7 +107,7 @@ class Rounding:
 
     def gradient(self, V: Tensor, mu: Tensor, lam: float) -> tuple[Tensor, Tensor]:
         """∇f in closed form, without f itself: what autograd gives for `objective`, in one pass over the edges."""
-        i, j, w = self.graph.i, self.graph.j, (self.graph.w / self.total).to(V)
+        i, j, w = self.graph.i, self.graph.j, self.w.to(V)
         s, U, alpha = self._standardized(V, mu)
         r = (U.index_select(0, i) * U.index_select(0, j)).sum(1)
         d_i, d_j, d_r = disagreement_gradient(alpha.index_select(0, i), alpha.index_select(0, j), r)

@@ -44,12 +44,16 @@ class Graph:
         """Number of edges."""
         return len(self.w)
 
+    def symmetric(self, values: np.ndarray) -> sp.csr_array:
+        """Symmetric n × n matrix with values (m,) on the edges; the order of its entries depends on the edges only."""
+        i, j = self.i.cpu().numpy(), self.j.cpu().numpy()
+        ends = np.concatenate([i, j]), np.concatenate([j, i])
+        return sp.csr_array((np.tile(values, 2), ends), shape=(self.n, self.n))
+
     @cached_property
     def adjacency(self) -> sp.csr_array:
         """Symmetric n × n weight matrix W, float64."""
-        i, j, w = self.i.cpu().numpy(), self.j.cpu().numpy(), self.w.cpu().numpy()
-        ends = np.concatenate([i, j]), np.concatenate([j, i])
-        return sp.csr_array((np.concatenate([w, w]), ends), shape=(self.n, self.n))
+        return self.symmetric(self.w.cpu().numpy())
 
     @cached_property
     def matrix(self) -> Tensor:
