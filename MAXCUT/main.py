@@ -24,8 +24,9 @@ import tyro
 from tqdm import tqdm
 
 import plot
-from optimizer import Result, derandomize
+from optimizer import derandomize
 from sdp import goemans_williamson, sdp_value, solve_sdp, upper_bound
+from search import Search, derandomize_within
 from utilities import EXACT_LIMIT, Graph, exact_maxcut, random_graph, read_graph
 
 DRAWN = 200
@@ -70,6 +71,8 @@ class Config:
     """leave saddles by a random kick (Algorithm 1) or along the most negative curvature (Algorithm 2)"""
     rank: int = 8
     """columns of V kept after the SDP, its principal ones"""
+    seconds: float | None = None
+    """use so much time, the relaxation's included, for more than one SOSP, and keep the best; none: one SOSP"""
     roundings: int = 1000
     """Goemans–Williamson roundings, the baseline"""
     seed: int = 0
@@ -88,6 +91,8 @@ def check(config: Config) -> None:
     for name, least in dict(draws=2, steps=1, patience=1, rank=1, roundings=1, growth=1, radius=0).items():
         if not (getattr(config, name) >= least and isfinite(getattr(config, name))):
             raise ValueError(f"--{name} is {getattr(config, name)}; it must be at least {least}")
+    if config.seconds is not None and not (config.seconds > 0 and isfinite(config.seconds)):
+        raise ValueError(f"--seconds is {config.seconds}; it must be a positive number")
     if not 0 <= config.momentum < 1:
         raise ValueError(f"--momentum is {config.momentum}; it must lie in [0, 1)")
     if not 0 <= config.seed < 2**63:
@@ -98,18 +103,9 @@ def check(config: Config) -> None:
         raise ValueError(f"--device {config.device} is not to be had here: {str(error).splitlines()[0]}") from None
 
 
-def run(graph: Graph, config: Config, V: torch.Tensor, bar: tqdm | None = None) -> Result:
-    """Derandomized rounding from the SDP's vectors V, with the config's hyperparameters."""
-
-    def progress(step: int, history: dict[str, list[float]]) -> None:
-        if bar is not None:
-            latest = f"E[cut] {history['expected_cut'][-1]:.6g}, σ {history['sigma'][-1]:.1e}"
-            bar.set_postfix_str(latest, refresh=False)
-            bar.update()
-
-    return derandomize(
-        graph,
-        V,
+def hyperparameters(graph: Graph, config: Config) -> dict[str, object]:
+    """The config's, as `derandomize` takes them."""
+    return dict(
         epsilon=config.epsilon,
         lam=config.lam,
         growth=config.growth,
@@ -122,8 +118,8 @@ def run(graph: Graph, config: Config, V: torch.Tensor, bar: tqdm | None = None) 
         patience=config.patience,
         escape=config.escape,
         draws=config.draws if config.gradient == "sampled" else None,
+        snapshots=100 if graph.m <= 10_000 else 30,  # E[cut] takes as long as some steps
         generator=torch.Generator(config.device).manual_seed(config.seed),
-        progress=progress,
     )
 
 
@@ -141,8 +137,9 @@ def main(config: Config) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if graph.m < 20_000:
-        torch.set_num_threads(1)  # more only wait for each other on a graph of this size
+    cores = torch.get_num_threads()
+    if graph.m < 200_000:
+        torch.set_num_threads(1)  # more gain little on a graph of this size, and lose much on a busy machine
     torch.set_flush_denormal(True)  # densities of decided vertices underflow, and subnormal numbers are slow
     graph = graph.to(config.device)
     generator = torch.Generator(config.device).manual_seed(config.seed)
@@ -152,23 +149,49 @@ def main(config: Config) -> int:
         V = solve_sdp(graph, generator=generator, progress=lambda _: bar.update(10))
     bound = upper_bound(graph, V)
     clock.append(time.perf_counter())
-    gw = goemans_williamson(graph, V, config.roundings, generator).cpu().numpy()
+    found: Search | None = None
+    with (
+        tqdm(desc="PGD", total=config.steps, unit=" steps", disable=None, leave=False) as bar,
+        tqdm(
+            desc="search", total=config.seconds, unit="s", disable=config.seconds is None or None, leave=False
+        ) as time_bar,
+    ):
+
+        def progress(step: int, history: dict[str, list[float]]) -> None:
+            latest = f"E[cut] {history['expected_cut'][-1]:.6g}, σ {history['sigma'][-1]:.1e}"
+            bar.set_postfix_str(latest, refresh=False)
+            bar.update()
+
+        def searching(elapsed: float, best: float) -> None:
+            time_bar.set_postfix_str(f"cut {best:.10g}, {best / bound:.2%} of the bound", refresh=False)
+            time_bar.update(round(elapsed, 1) - time_bar.n)
+
+        options = hyperparameters(graph, config) | dict(progress=progress)
+        if config.seconds is None:
+            result = derandomize(graph, V, **options)
+        else:
+            workers = min(4, cores) if config.device == "cpu" else 1
+            within = dict(seconds=config.seconds, since=clock[0], bound=bound, workers=workers, searching=searching)
+            result, found = derandomize_within(graph, V, **within, **options)
     clock.append(time.perf_counter())
-    with tqdm(desc="PGD", total=config.steps, unit=" steps", disable=None, leave=False) as bar:
-        result = run(graph, config, V, bar)
+    gw = goemans_williamson(graph, V, config.roundings, generator).cpu().numpy()
     clock.append(time.perf_counter())
     optimum = exact_maxcut(graph)[0] if graph.n <= EXACT_LIMIT else None
 
     s, still = result.s.cpu().numpy(), None
     if graph.n <= DRAWN:
         # At the saddle the curvature is of order 1/ε: smaller steps, so that the run settles there.
-        still = run(graph, replace(config, radius=0.0, escape="noise", lr=config.lr / 3), V)
+        still = derandomize(
+            graph, V, **hyperparameters(graph, replace(config, radius=0.0, escape="noise", lr=config.lr / 3))
+        )
     ceiling = (bound, "upper bound") if optimum is None else (optimum, "optimum")
     figures = {
         "fig4_cut": plot.cut(result.history, gw, *ceiling),
         "fig5_sigma": plot.sigma(result.history, result.kicks),
         "saddle": plot.saddle(result, still),
     }
+    if found is not None:
+        figures["search"] = plot.search(found.seconds, found.best, clock[2] - clock[0], gw.max(), *ceiling)
     if graph.n <= DRAWN:
         figures["graph"] = plot.graph(graph, s, result.cut)
     results = {
@@ -177,6 +200,7 @@ def main(config: Config) -> int:
         "versions": {"python": platform.python_version()}
         | {module.__name__: module.__version__ for module in (torch, np, scipy, networkx, matplotlib)},
         "seconds": clock[-1] - clock[0],
+        "descents": 1 + (found.descents if found else 0),
         "steps": result.steps,
         "perturbations": len(result.kicks),
         "objective": result.objective,
@@ -191,6 +215,7 @@ def main(config: Config) -> int:
         "gw_best": gw.max(),
         "sigma": result.sigma,
     }
+    improvements = dict(search_seconds=found.seconds, search_cut=found.best) if found else {}
     with tempfile.TemporaryDirectory(dir=config.out, prefix=".") as staging:
         folder = Path(staging)
         for name, figure in figures.items():
@@ -198,14 +223,14 @@ def main(config: Config) -> int:
         np.savetxt(folder / "cut.txt", s > 0, fmt="%d")
         if graph.names:
             (folder / "vertices.txt").write_text("\n".join(graph.names) + "\n", encoding="utf-8")
-        np.savez(folder / "history.npz", **result.history, kicks=result.kicks, gw=gw)
+        np.savez(folder / "history.npz", **result.history, kicks=result.kicks, gw=gw, **improvements)
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         for file in folder.iterdir():
             os.replace(file, config.out / file.name)
 
     if result.interrupted:
         print(f"interrupted after {result.steps} steps: what follows, and is saved, is the best cut so far")
-    sdp_seconds, gw_seconds, pgd_seconds = np.diff(clock)
+    sdp_seconds, pgd_seconds, gw_seconds = np.diff(clock)
     print(
         f"graph        {graph.n} vertices, {graph.m} edges\n"
         f"cut          {result.cut:.10g}"
@@ -217,9 +242,15 @@ def main(config: Config) -> int:
         + f"upper bound  {bound:.10g} (SDP value {results['sdp_value']:.10g})\n"
         f"Goemans–W.   mean {gw.mean():.6g}, best of {len(gw)} {gw.max():.10g}\n"
         f"rounding     σ = {result.sigma:.1e} after {result.steps} steps and {len(result.kicks)} perturbations\n"
-        f"certificate  {result.certificate}\n"
-        f"seconds      {clock[-1] - clock[0]:.2f}: SDP and bound {sdp_seconds:.2f}, "
-        f"Goemans–Williamson {gw_seconds:.2f}, PGD and certificate {pgd_seconds:.2f}\n"
+        + (
+            f"search       {found.best[0]:.10g} → {found.best[-1]:.10g} in {found.descents} more descents, "
+            f"the last gain after {found.seconds[-1]:.1f} s\n"
+            if found
+            else ""
+        )
+        + f"certificate  {result.certificate}\n"
+        f"seconds      {clock[-1] - clock[0]:.2f}: SDP and bound {sdp_seconds:.2f}, PGD and certificate "
+        f"{pgd_seconds:.2f}, Goemans–Williamson {gw_seconds:.2f}\n"
         f"files        {config.out.resolve()}"
     )
     return 130 if result.interrupted else 0

@@ -9,8 +9,9 @@ vertex. Signs don't mind the scaling, so that the lemma holds for the scaled var
 """
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
-from math import pi, sqrt
+from math import log, pi, sqrt
 
 import numpy as np
 import torch
@@ -19,47 +20,28 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pgd import PGD, Certificate, certify
-from utilities import Graph, cut_values
+from utilities import Graph, cut_values, weighted_sums
 
 
-class Disagreement(torch.autograd.Function):
-    """D(α, β, r) = P[sign a ≠ sign b] for standard normal a, b with correlation r, shifted by α and β.
+def disagreement(alpha: Tensor, beta: Tensor, r: Tensor) -> Tensor:
+    """D(α, β, r) = P[sign a ≠ sign b] for standard normal a, b with correlation r, shifted by α and β; float64.
 
     D = Φ(α) + Φ(β) − 2 Φ₂(α, β; r), through Owen's T (1956):
     D = 2 T(α, (β − rα)/(α√(1−r²))) + 2 T(β, (α − rβ)/(β√(1−r²))) + [αβ < 0]. At α = β = 0 it is arccos(r)/π.
-    The derivatives need only exp and erf, and can be differentiated again.
     """
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, alpha: Tensor, beta: Tensor, r: Tensor) -> Tensor:
-        ctx.save_for_backward(alpha, beta, r)
-        a, b, c = (x.detach().double().cpu().numpy() for x in (alpha, beta, r))
-        a, b = (np.where(x == 0, 1e-150, x) for x in (a, b))  # the limits at 0 are right
-        q = np.sqrt((1 - c) * (1 + c))
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            # 0/0 is r = ±1 with a = ± b, the same variable twice: T(·, 0) = 0
-            D = 2 * owens_t(a, np.nan_to_num((b - c * a) / (a * q), nan=0, posinf=np.inf, neginf=-np.inf))
-            D += 2 * owens_t(b, np.nan_to_num((a - c * b) / (b * q), nan=0, posinf=np.inf, neginf=-np.inf))
-        return torch.from_numpy(D + ((a < 0) != (b < 0))).to(alpha)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        d_alpha, d_beta, d_r = disagreement_gradient(*ctx.saved_tensors)
-        return grad * d_alpha, grad * d_beta, grad * d_r
+    a, b, c = (x.detach().double().cpu().numpy() for x in (alpha, beta, r))
+    a, b = (np.where(x == 0, 1e-150, x) for x in (a, b))  # the limits at 0 are right
+    q = np.sqrt((1 - c) * (1 + c))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        # 0/0 is r = ±1 with a = ± b, the same variable twice: T(·, 0) = 0
+        D = 2 * owens_t(a, np.nan_to_num((b - c * a) / (a * q), nan=0, posinf=np.inf, neginf=-np.inf))
+        D += 2 * owens_t(b, np.nan_to_num((a - c * b) / (b * q), nan=0, posinf=np.inf, neginf=-np.inf))
+    return torch.from_numpy(D + ((a < 0) != (b < 0))).to(alpha.device)
 
 
-def disagreement_gradient(alpha: Tensor, beta: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Partial derivatives of D(α, β, r) (`Disagreement`), for |r| < 1:
-
-    ∂D/∂α = −φ(α) erf((β − rα)/√(2(1−r²))), likewise ∂D/∂β, and
-    ∂D/∂r = −exp(−(α² + β² − 2rαβ)/(2(1−r²))) / (π√(1−r²)).
-    """
-    q = (2 * (1 - r) * (1 + r)).rsqrt()
-    a, b = (beta - r * alpha) * q, (alpha - r * beta) * q
-    e_alpha, e_beta = (alpha * alpha / -2).exp(), (beta * beta / -2).exp()
-    # (α² + β² − 2rαβ)/(2(1−r²)) = α²/2 + a², without cancellation
-    d_r = e_alpha * (-a * a).exp() * q * (-sqrt(2) / pi)
-    return e_alpha * a.erf() / -sqrt(2 * pi), e_beta * b.erf() / -sqrt(2 * pi), d_r
+def _row_sums(x: Tensor) -> Tensor:
+    """Faster than x.sum(1) where rows are short."""
+    return x @ x.new_ones(x.shape[1])
 
 
 class Rounding:
@@ -69,18 +51,26 @@ class Rounding:
         graph: the graph.
         epsilon: ε > 0, the standard deviation of each vertex's own noise; it smooths the sign. Dimensionless, beside
             the vectors' initial length 1.
+        dtype: of the V and mu that `gradient` takes; the objective, its derivatives by autograd and what is built on
+            them take float64.
     """
 
-    def __init__(self, graph: Graph, epsilon: float) -> None:
+    def __init__(self, graph: Graph, epsilon: float, dtype: torch.dtype = torch.float64) -> None:
         self.graph, self.total = graph, graph.w.abs().sum()
-        self.w = graph.w / self.total  # w̃
+        self.w = (graph.w / self.total).to(dtype)  # w̃
         d = graph.degree / self.total
         self.root_d = torch.where(d > 0, d, 2 / graph.n).sqrt()  # an isolated vertex gets the mean degree
         self.noise = epsilon * self.root_d  # ε of the degree-scaled variables
-        # Each edge stands twice in the symmetric CSR matrix; _edge_of says which edge an entry belongs to.
-        numbers = graph.symmetric(np.arange(graph.m))
+        # The edges as entries of a sparse matrix, and each twice in a symmetric one: _edge_of says which edge an entry
+        # belongs to. Short integers, as the gradient's time is spent on fetching.
+        both, device = graph.symmetric(np.arange(graph.m)), graph.w.device
         self._crow, self._col, self._edge_of = (
-            torch.from_numpy(x).to(graph.w.device) for x in (numbers.indptr, numbers.indices, numbers.data)
+            torch.from_numpy(x.astype(np.int32)).to(device) for x in (both.indptr, both.indices, both.data)
+        )
+        self._i, self._j = graph.i.int(), graph.j.int()
+        start = torch.searchsorted(graph.i, torch.arange(graph.n + 1, device=device)).int()
+        self._edges = torch.sparse_csr_tensor(
+            start, self._j, torch.zeros_like(self.w), size=(graph.n, graph.n), check_invariants=False
         )
 
     def lengths(self, V: Tensor) -> Tensor:
@@ -89,36 +79,94 @@ class Rounding:
 
     def _standardized(self, V: Tensor, mu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """s_i = √(‖v_i‖² + ε²) of the scaled variables, u_i = v_i / s_i and α_i = μ_i / s_i."""
-        s = (V.square().sum(1) + self.noise.to(V).square()).sqrt()
+        s = (_row_sums(V.square()) + self.noise.to(V).square()).sqrt()
         return s, V / s[:, None], mu / s
+
+    def to(self, dtype: torch.dtype) -> "Rounding":
+        """The same for V and mu of another precision."""
+        other = copy(self)
+        other.w, other._edges = self.w.to(dtype), self._edges.to(dtype)
+        return other
 
     def expected_cut(self, V: Tensor, mu: Tensor) -> Tensor:
         """E[cut] = Σ w_ij D_ij in the weights' unit; exact, twice differentiable in V and mu."""
-        _, U, alpha = self._standardized(V, mu)
-        (alpha_i, alpha_j), (U_i, U_j) = (
-            (x.index_select(0, self.graph.i), x.index_select(0, self.graph.j)) for x in (alpha, U)
-        )
-        D = Disagreement.apply(alpha_i, alpha_j, (U_i * U_j).sum(1))
-        return (self.graph.w * D).sum()
+        return _ExpectedCut.apply(V, mu, self)
 
     def objective(self, V: Tensor, mu: Tensor, lam: float) -> Tensor:
         """f = −E[cut] / Σ|w| + lam ‖V‖²_F; dimensionless."""
         return lam * V.square().sum() - self.expected_cut(V, mu) / self.total
 
+    def _correlations(self, U: Tensor, X: Tensor) -> Tensor:
+        """u_i·x_j of every edge, without a temporary of edges × k: (m,)."""
+        return torch.sparse.sampled_addmm(self._edges, U, X.T, beta=0).values()
+
+    def _neighbour_sums(self, values: Tensor, U: Tensor) -> Tensor:
+        """Σ_j values_ij u_j of every vertex: (n, k)."""
+        return weighted_sums(self._crow, self._col, values.index_select(0, self._edge_of), U)
+
+    def _edge_sums(self, at_i: Tensor, at_j: Tensor) -> Tensor:
+        """Of what the edges give their two ends, each vertex's sum: (n,)."""
+        return at_i.new_zeros(self.graph.n).index_add_(0, self._i, at_i).index_add_(0, self._j, at_j)
+
+    def _edge_terms(self, U: Tensor, alpha: Tensor) -> tuple[Tensor, ...]:
+        """α_i, α_j, r = u_i·u_j, q = 1/√(2(1 − r²)), a = (α_j − r α_i) q and b = (α_i − r α_j) q of every edge.
+
+        In them ∂D/∂α_i = −φ(α_i) erf(a), ∂D/∂α_j = −φ(α_j) erf(b) and ∂D/∂r = −(√2/π) q exp(−α_i²/2 − a²), as
+        α_i²/2 + a² = (α_i² + α_j² − 2 r α_i α_j)/(2(1 − r²)).
+        """
+        alpha_i, alpha_j = alpha.index_select(0, self._i), alpha.index_select(0, self._j)
+        r = self._correlations(U, U)
+        q = (1 - r).mul_(1 + r).clamp_min_(torch.finfo(r.dtype).eps).mul_(2).rsqrt_()
+        a = torch.addcmul(alpha_j, r, alpha_i, value=-1).mul_(q)
+        b = torch.addcmul(alpha_i, r, alpha_j, value=-1).mul_(q)
+        return alpha_i, alpha_j, r, q, a, b
+
     def gradient(self, V: Tensor, mu: Tensor, lam: float) -> tuple[Tensor, Tensor]:
-        """∇f in closed form, without f itself: what autograd gives for `objective`, in one pass over the edges."""
-        i, j, w = self.graph.i, self.graph.j, self.w.to(V)
+        """∇f in closed form, without f itself, in one pass over the edges, done in place: here the time goes.
+
+        ∂r/∂v_i = (u_j − r u_i)/s_i, ∂α_i/∂v_i = −α_i u_i/s_i, ∂α_i/∂μ_i = 1/s_i.
+        """
         s, U, alpha = self._standardized(V, mu)
-        r = (U.index_select(0, i) * U.index_select(0, j)).sum(1)
-        d_i, d_j, d_r = disagreement_gradient(alpha.index_select(0, i), alpha.index_select(0, j), r)
-        g_alpha = torch.zeros_like(alpha).index_add_(0, i, w * d_i).index_add_(0, j, w * d_j)
-        coupling = torch.sparse_csr_tensor(
-            self._crow, self._col, (w * d_r)[self._edge_of], size=(len(s), len(s)), check_invariants=False
-        )
-        # ∂r/∂v_i = (u_j − r u_i)/s_i, ∂α_i/∂v_i = −α_i u_i/s_i, ∂α_i/∂μ_i = 1/s_i
-        g_U = coupling @ U
-        radial = (g_U * U).sum(1) + g_alpha * alpha
-        return 2 * lam * V - (g_U - radial[:, None] * U) / s[:, None], -g_alpha / s
+        alpha_i, _, _, q, a, b = self._edge_terms(U, alpha)
+        # exp2 is several times faster than exp; exp(−α_i²/2) is left to the vertices where that can be
+        d_r = alpha_i.square_().div_(2).addcmul_(a, a).mul_(-1 / log(2)).exp2_().mul_(q).mul_(self.w)
+        g_U = self._neighbour_sums(d_r, U).mul_(-sqrt(2) / pi)
+        g_alpha = self._edge_sums(a.erf_().mul_(self.w), b.erf_().mul_(self.w))
+        g_alpha *= (alpha.square() / -2).exp() / -sqrt(2 * pi)
+        radial = _row_sums(g_U * U) + g_alpha * alpha
+        return torch.addcmul(V * (2 * lam + radial / s**2)[:, None], g_U, 1 / s[:, None], value=-1), -g_alpha / s
+
+    def hessian(self, V: Tensor, mu: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """∇² of −E[cut] / Σ|w| at V and mu, as a function that multiplies it by a direction (n × k and n).
+
+        The derivative of `gradient`, line by line; d is along the direction.
+        """
+        s, U, alpha = self._standardized(V, mu)
+        alpha_i, alpha_j, r, q, a, b = self._edge_terms(U, alpha)
+        d_r = (alpha_i.square() / -2 - a * a).exp() * q * self.w
+        slope_a, slope_b = (2 / sqrt(pi) * (-x * x).exp() * self.w for x in (a, b))  # of w erf
+        phi = (alpha.square() / -2).exp() / -sqrt(2 * pi)
+        g_U = -sqrt(2) / pi * self._neighbour_sums(d_r, U)
+        g_alpha = phi * self._edge_sums(a.erf() * self.w, b.erf() * self.w)
+        radial = _row_sums(g_U * U) + g_alpha * alpha
+        g_V = (g_U - radial[:, None] * U) / s[:, None]
+
+        def product(X: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+            ds = _row_sums(U * X)
+            dU, dalpha = (X - ds[:, None] * U) / s[:, None], (m - ds * alpha) / s
+            dalpha_i, dalpha_j = dalpha.index_select(0, self._i), dalpha.index_select(0, self._j)
+            dr = self._correlations(dU, U) + self._correlations(U, dU)
+            dlog_q = 2 * r * q * q * dr
+            da = (dalpha_j - r * dalpha_i - alpha_i * dr) * q + a * dlog_q
+            db = (dalpha_i - r * dalpha_j - alpha_j * dr) * q + b * dlog_q
+            dd_r = d_r * (dlog_q - alpha_i * dalpha_i - 2 * a * da)
+            dg_U = -sqrt(2) / pi * (self._neighbour_sums(dd_r, U) + self._neighbour_sums(d_r, dU))
+            dg_alpha = phi * self._edge_sums(slope_a * da, slope_b * db) - alpha * dalpha * g_alpha
+            dradial = _row_sums(dg_U * U + g_U * dU) + dg_alpha * alpha + g_alpha * dalpha
+            dg_V = (dg_U - dradial[:, None] * U - radial[:, None] * dU - ds[:, None] * g_V) / s[:, None]
+            return -dg_V, -(dg_alpha - ds * g_alpha / s) / s
+
+        return product
 
     def draw(
         self, V: Tensor, mu: Tensor, draws: int, generator: torch.Generator | None = None
@@ -140,6 +188,10 @@ class Rounding:
         score = (cuts - cuts.mean()) / (draws - 1) * xi / self.noise.to(V)[:, None]
         return 2 * lam * V - score @ z.T, -score.sum(1)
 
+    def means(self, V: Tensor, mu: Tensor) -> Tensor:
+        """E[sign a_i]: (n,) float64 in [−1, 1]."""
+        return (self._standardized(V, mu)[2] / sqrt(2)).erf().double()
+
     def round(self, V: Tensor, mu: Tensor, draws: int = 32, generator: torch.Generator | None = None) -> Tensor:
         """One deterministic cut no worse than the average over the draws: s (n,) of ±1, float64.
 
@@ -150,6 +202,41 @@ class Rounding:
         means = ((V @ z + mu[:, None]) / (sqrt(2) * self.noise.to(V)[:, None])).erf().double()
         best = means[:, cut_values(self.graph, means).argmax()]
         return torch.from_numpy(conditional_expectations(self.graph, best.cpu().numpy()))
+
+
+class _ExpectedCut(torch.autograd.Function):
+    """E[cut] for autograd, with the closed forms of its gradient and Hessian."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, V: Tensor, mu: Tensor, problem: Rounding) -> Tensor:
+        ctx.save_for_backward(V, mu)
+        ctx.problem, graph = problem, problem.graph
+        _, U, alpha = problem._standardized(V, mu)
+        ends = alpha.index_select(0, graph.i), alpha.index_select(0, graph.j)
+        return (graph.w * disagreement(*ends, problem._correlations(U, U))).sum()
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        g_V, g_mu = _Gradient.apply(*ctx.saved_tensors, ctx.problem)
+        return grad * g_V, grad * g_mu, None
+
+
+class _Gradient(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, V: Tensor, mu: Tensor, problem: Rounding
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(V, mu)
+        ctx.problem, ctx.product = problem, None
+        g_V, g_mu = problem.gradient(V, mu, 0.0)
+        return -problem.total * g_V, -problem.total * g_mu
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, X: Tensor, m: Tensor) -> tuple[Tensor, Tensor, None]:
+        ctx.product = ctx.product or ctx.problem.hessian(*ctx.saved_tensors)  # once for all directions
+        h_V, h_mu = ctx.product(X, m)
+        return -ctx.problem.total * h_V, -ctx.problem.total * h_mu, None
 
 
 def conditional_expectations(graph: Graph, s: np.ndarray) -> np.ndarray:
@@ -214,6 +301,7 @@ def derandomize(
     patience: int = 50,
     escape: str = "noise",
     draws: int | None = None,
+    improve: Callable[[np.ndarray], np.ndarray] | None = None,
     snapshots: int = 100,
     generator: torch.Generator | None = None,
     progress: Callable[[int, dict[str, list[float]]], None] = lambda step, history: None,
@@ -234,20 +322,21 @@ def derandomize(
         lr, momentum, rho, radius, patience: see `PGD`.
         escape: "noise" (Algorithm 1) or "curvature" (Algorithm 2).
         draws: None for the exact gradient, else the number of sampled cuts a step.
+        improve: takes the cut that the run ended with, returns one at least as good, and PGD ends at an SOSP there.
         snapshots: number of points in the history, about.
         generator: of all randomness.
         progress: called after every step with its number and the history so far.
     """
-    problem = Rounding(graph, epsilon)
-    principal = torch.linalg.eigh(V.T @ V)[1][:, -rank:]
     # Single precision nearly halves the time of a step on a large graph; on a small one it saves nothing.
-    V = normalize(V @ principal).to(torch.float32 if graph.m > 10_000 else torch.float64)
-    V = (V * problem.root_d.to(V)[:, None]).requires_grad_()
+    exact = Rounding(graph, epsilon)
+    problem = exact.to(torch.float32) if graph.m > 10_000 else exact
+    principal = torch.linalg.eigh(V.T @ V)[1][:, -rank:]
+    V = (normalize(V @ principal).to(problem.w) * problem.root_d.to(problem.w)[:, None]).requires_grad_()
     mu = torch.zeros_like(V[:, 0]).requires_grad_()
     lam_t, ramp = lam, max(1, round(0.6 * steps))
 
     def objective() -> Tensor:
-        return problem.objective(V.double(), mu.double(), lam_t)
+        return exact.objective(V.double(), mu.double(), lam_t)
 
     @torch.no_grad()
     def closure() -> Callable[[], Tensor]:
@@ -257,16 +346,12 @@ def derandomize(
             V.grad, mu.grad = problem.sampled_gradient(V, mu, lam_t, draws, generator)
         return objective
 
-    pgd = PGD(
-        [V, mu],
-        lr=lr,
-        rho=rho,
-        radius=radius,
-        momentum=momentum,
-        patience=patience,
-        objective=objective if escape == "curvature" else None,
-        generator=generator,
-    )
+    def optimizer() -> PGD:
+        second_order = objective if escape == "curvature" else None
+        options = dict(rho=rho, radius=radius, momentum=momentum, patience=patience, objective=second_order)
+        return PGD([V, mu], lr=lr, generator=generator, **options)
+
+    pgd = optimizer()
     pgd.perturb()
     kicks, interrupted, step = [0], False, 0
     history: dict[str, list[float]] = {name: [] for name in HISTORY}
@@ -296,15 +381,27 @@ def derandomize(
     lam_t = lam
     closure()
     snapshot()
-    V, mu = (x.detach().double().requires_grad_() for x in (V, mu))
     with torch.no_grad():
-        s = problem.round(V, mu, generator=generator)
+        s = problem.round(V.double(), mu.double(), generator=generator)
+        if improve is not None and not interrupted:
+            s = torch.from_numpy(improve(s.cpu().numpy())).to(s)
+            # Little of the randomness is left, and each sign is safe from it: PGD removes the rest.
+            V *= epsilon * problem.root_d.to(V)[:, None] / V.norm(dim=1, keepdim=True).clamp_min(1e-30)
+            mu.copy_(6 * problem.noise * s)
+            pgd = optimizer()
+            for _ in range(steps):
+                pgd.step(closure)
+                if pgd.converged:
+                    break
+    V, mu = (x.detach().double().requires_grad_() for x in (V, mu))
     certificate = certify(objective, [V, mu], V, mu, lam, rho)
+    with torch.no_grad():
+        sigma, f = float(problem.lengths(V).max()), float(objective())
     return Result(
         s=s,
         cut=float(cut_values(graph, s)),
-        sigma=history["sigma"][-1],
-        objective=history["objective"][-1],
+        sigma=sigma,
+        objective=f,
         certificate=certificate,
         history={name: np.array(values) for name, values in history.items()},
         kicks=kicks,

@@ -13,7 +13,7 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from utilities import Graph, cut_values
+from utilities import Graph, cut_values, weighted_sums
 
 MAX_RANK = 32
 """Rank beyond which V is not taken by default. ⌈√(2n)⌉ makes every second-order point global (Boumal, Voroninski,
@@ -48,7 +48,7 @@ def solve_sdp(
     n = graph.n
     rank = rank or min(ceil(sqrt(2 * n)), MAX_RANK)
     unit = float(graph.w.abs().max())  # in which the weights fit single precision
-    W = (graph.matrix * (1 / unit)).float()
+    W = graph.matrix.crow_indices(), graph.matrix.col_indices(), (graph.matrix.values() / unit).float()
     d = torch.where(graph.degree > 0, graph.degree, unit)
     scale = sp.diags_array(1 / np.sqrt(d.cpu().numpy()))
     start = np.random.default_rng(0).standard_normal(n)
@@ -58,7 +58,7 @@ def solve_sdp(
     V = normalize(torch.randn(n, rank, generator=generator, device=graph.w.device))
     Y, t = V, 1.0
     for step in range(1, max_steps + 1):
-        V_next = normalize(majorizer * Y - W @ Y)
+        V_next = normalize(majorizer * Y - weighted_sums(*W, Y))
         difference = V_next - V
         if ((Y - V_next) * difference).sum() > 0:
             Y, t = V_next, 1.0
@@ -67,7 +67,7 @@ def solve_sdp(
             Y, t = torch.add(V_next, difference, alpha=(t - 1) / t_next), t_next
         V = V_next
         if step % 10 == 0:
-            WV = W @ V
+            WV = weighted_sums(*W, V)
             residual = float((WV - (V * WV).sum(1, keepdim=True) * V).norm() / WV.norm())
             progress(residual)
             if residual <= tol:
