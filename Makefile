@@ -1,8 +1,11 @@
-# `make` reproduces every figure, `make test` passes every test; both first make .venv.
+# `make` reproduces every figure, `make test` passes every test, `make bench` measures cuts and speed (GRAPHS=folder for
+# your own graphs, SECONDS="5 60"); each first makes .venv.
 PYTHON ?= python3
 EXPERIMENTS := $(wildcard */main.py)
+GRAPHS ?=
+SECONDS ?= 2
 
-.PHONY: all test $(EXPERIMENTS)
+.PHONY: all test bench $(EXPERIMENTS)
 
 all: $(EXPERIMENTS)
 
@@ -11,6 +14,10 @@ $(EXPERIMENTS): .venv/installed
 
 test: .venv/installed
 	.venv/bin/python -m pytest
+
+bench: .venv/installed
+	.venv/bin/python MAXCUT/benchmark.py cuts $(GRAPHS) --seconds $(SECONDS)
+	.venv/bin/python MAXCUT/benchmark.py steps
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -26,14 +26,21 @@ def sparse(k: int, d: int, generator: torch.Generator) -> Tensor:
     return sqrt(sqrt(d) / k) * ((u < 0.5).double() - ((u >= 0.5) & (u < 1)).double())
 
 
-def scaled_pca(problem: Problem, k: int) -> Tensor:
-    """(k, d) the principal directions, times the one number that makes the worst distortion least.
+def best_scaled(problem: Problem, M: Tensor) -> Tensor:
+    """M (k, d) times the one number that makes the worst distortion least.
 
-    With q in [a, b] before scaling that is √(2/(a + b)), and the worst distortion is (b − a)/(b + a). Pairs are
-    centered already; vectors are taken as they are. Rows beyond the rank are zero.
+    With q in [a, b] before scaling that is √(2/(a + b)), and the worst distortion is (b − a)/(b + a).
+    """
+    q = list(distortions(problem, M))
+    return M * sqrt(2 / (min(float(x.min()) for x in q) + max(float(x.max()) for x in q)))
+
+
+def scaled_pca(problem: Problem, k: int) -> Tensor:
+    """(k, d) the principal directions, scaled best.
+
+    Pairs are centered already; vectors are taken as they are. Rows beyond the rank are zero.
     """
     _, _, directions = torch.linalg.svd(problem.X, full_matrices=False)
     M = problem.X.new_zeros(k, problem.d)
     M[: len(directions)] = directions[:k]
-    q = list(distortions(problem, M))
-    return M * sqrt(2 / (min(float(x.min()) for x in q) + max(float(x.max()) for x in q)))
+    return best_scaled(problem, M)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 # Okabe and Ito's colours, told apart by colour-blind readers.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
@@ -93,9 +94,79 @@ def distortions(edges: np.ndarray, counts: dict[str, np.ndarray], worst: dict[st
     return figure
 
 
-def _legend_below(figure: Figure) -> None:
+def _legend_below(figure: Figure, columns: int = 2) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(
-        unique.values(), unique.keys(), loc="outside lower center", ncols=1 if len(unique) < 3 else 2, fontsize=9
+        unique.values(), unique.keys(), loc="outside lower center", ncols=1 if len(unique) < 3 else columns, fontsize=9
     )
+
+
+Panels = dict[str, dict[str, dict[float, tuple[float, float, float]]]]
+"""by data set, by the curve's name, by x: quartiles"""
+
+
+@rc_context(STYLE)
+def study_dimensions(panels: Panels, titles: dict[str, str], theory: dict[str, dict[int, float]]) -> Figure:
+    """Worst distortion against k, and the k that scikit-learn's theory asks for.
+
+    Args:
+        panels: by method and k.
+        titles: by data set.
+        theory: by data set, the worst distortion that is guaranteed at a k.
+    """
+    styles = [(BLUE, "-", "o"), (GREEN, "-.", "s"), (ORANGE, "--", "^"), (RED, ":", "v")]
+    figure = _bands(panels, titles, styles, "dimensions kept, k")
+    for axes, guaranteed in zip(figure.axes, theory.values(), strict=True):
+        axes.plot(
+            *zip(*guaranteed.items(), strict=True), "*", color="black", markersize=9, label="scikit-learn's bound"
+        )
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+    _legend_below(figure, 5)
+    return figure
+
+
+@rc_context(STYLE)
+def study_objectives(panels: Panels, titles: dict[str, str]) -> Figure:
+    """Least worst distortion so far against processor time, by data set, objective and seconds."""
+    figure = _bands(panels, titles, [(BLUE, "-", ""), (ORANGE, "--", ""), (RED, ":", "")], "processor time (s)")
+    _legend_below(figure, 5)
+    return figure
+
+
+@rc_context(STYLE)
+def study_generalization(panels: Panels, titles: dict[str, str]) -> Figure:
+    """Worst distortion of the n points fitted to and of unseen ones, by data set, method and n."""
+    styles = [
+        (BLUE, "--", ""),
+        (BLUE, "-", "o"),
+        (GREEN, "--", ""),
+        (GREEN, "-", "s"),
+        (RED, "--", ""),
+        (RED, "-", "v"),
+    ]
+    figure = _bands(panels, titles, styles, "points fitted to, n")
+    _legend_below(figure, 3)
+    return figure
+
+
+def _bands(panels: Panels, titles: dict[str, str], styles: list[tuple[str, str, str]], xlabel: str) -> Figure:
+    """A panel a data set: medians as lines, quartiles as bands; styles: each curve's colour, line and marker."""
+    figure = Figure(figsize=(1 + 3.4 * len(panels), 4.2), layout="constrained")
+    for axes, (data, curves) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True):
+        for (name, curve), (color, line, marker) in zip(curves.items(), styles, strict=True):
+            q1, median, q3 = np.array(list(curve.values())).T
+            axes.fill_between(list(curve), q1, q3, color=color, alpha=0.2, linewidth=0)
+            axes.plot(list(curve), median, color=color, linestyle=line, marker=marker, markersize=4, label=name)
+        axes.set(xscale="log", yscale="log", xlabel=xlabel, title=titles[data])
+        q1, _, q3 = np.array([x for curve in curves.values() for x in curve.values()]).T
+        axes.set_ylim(0.6 * q1[q1 > 1e-13].min(), 1.5 * q3.max())  # PCA at k = d is exact but for rounding
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = axis.get_view_interval()
+            if high < 1000 * low:
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter("")
+    figure.axes[0].set_ylabel("worst distortion")
+    return figure

@@ -27,7 +27,7 @@ import plot
 from optimizer import derandomize
 from sdp import goemans_williamson, sdp_value, solve_sdp, upper_bound
 from search import Search, derandomize_within
-from utilities import EXACT_LIMIT, Graph, exact_maxcut, random_graph, read_graph
+from utilities import EXACT_LIMIT, Graph, exact_maxcut, random_graph, read_graph, threads
 
 DRAWN = 200
 """Graphs of up to so many vertices are drawn, and run a second time without perturbations for the figure `saddle`."""
@@ -138,8 +138,7 @@ def main(config: Config) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     cores = torch.get_num_threads()
-    if graph.m < 200_000:
-        torch.set_num_threads(1)  # more gain little on a graph of this size, and lose much on a busy machine
+    torch.set_num_threads(threads(graph, cores))
     torch.set_flush_denormal(True)  # densities of decided vertices underflow, and subnormal numbers are slow
     graph = graph.to(config.device)
     generator = torch.Generator(config.device).manual_seed(config.seed)

@@ -1,17 +1,25 @@
 """Figures: each function draws one from a finished run's numbers and returns it; `save` writes it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from optimizer import Result
 from utilities import Graph
 
 # Okabe and Ito's colours, told apart by colour-blind readers.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
+PURPLE = "#CC79A7"
+LINES = ((BLUE, "o-"), (ORANGE, "s--"), (GREEN, "^-."), (RED, "D:"), (PURPLE, "v-"))
+"""colour and style of each line of a study's figure"""
+GUARANTEE = 0.87856
+"""Goemans and Williamson's: their expected cut over the relaxation's value"""
 STYLE = {
     "font.size": 11,
     "axes.spines.top": False,
@@ -104,6 +112,74 @@ def graph(graph: Graph, s: np.ndarray, value: float) -> Figure:
 
 
 @rc_context(STYLE)
+def search(seconds: list[float], best: list[float], end: float, gw: float, ceiling: float, ceiling_name: str) -> Figure:
+    """Best cut against time, for runs with `--seconds`.
+
+    Args:
+        seconds, best: when the best cut grew, and to what; the first is the first descent's.
+        end: seconds at the end.
+        gw: the best of Goemans–Williamson's roundings.
+        ceiling: the optimum, or an upper bound.
+        ceiling_name: its name in the legend.
+    """
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.step([*seconds, end], [*best, best[-1]], where="post", color=BLUE, label=f"best cut so far: {best[-1]:.10g}")
+    axes.plot(seconds, best, "o", color=BLUE, markersize=4)
+    # Out of the way of the cuts' own small differences.
+    axes.plot([], [], " ", label=f"{ceiling_name}: {ceiling:.10g} ({best[-1] / ceiling:.2%})")
+    axes.plot([], [], " ", label=f"Goemans–Williamson's best: {gw:.10g}")
+    axes.set(xlabel="seconds, the relaxation included", ylabel="cut value", xlim=(0, None))
+    axes.ticklabel_format(useOffset=False)
+    _legend_below(figure)
+    return figure
+
+
+@rc_context(STYLE)
+def gaps(
+    families: dict[str, list[tuple[list[float], list[float]]]],
+    baselines: dict[str, list[tuple[float, float]]],
+    end: float,
+) -> Figure:
+    """Benchmark `cuts`: relative gap to the reference against seconds, a line a graph, a colour a family.
+
+    Args:
+        families: of each graph of a family, when its best cut grew and the gaps that were left.
+        baselines: of each method, seconds and gap of each graph.
+        end: seconds at the end.
+    """
+    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
+    axes = figure.subplots()
+    least = 1e-5  # a gap of 0, on a logarithmic axis
+    for color, (name, lines) in zip(
+        (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9"), sorted(families.items()), strict=False
+    ):
+        for seconds, gap in lines:
+            left = np.maximum([*gap, gap[-1]], least)
+            axes.step([*seconds, end], left, where="post", color=color, linewidth=1.5, label=f"ours, {name}")
+    for marker, (name, points) in zip("x+", baselines.items(), strict=False):
+        seconds, gap = np.array(points).T
+        axes.plot(seconds, np.maximum(gap, least), marker, color=GREY, label=name)
+    axes.axhline(least, color="black", linewidth=0.8, linestyle=":", label="no gap")
+    axes.set(xscale="log", yscale="log", xlabel="seconds, the relaxation included", ylabel="gap to the reference")
+    _legend_below(figure)
+    return figure
+
+
+@rc_context(STYLE)
+def steps(edges: Sequence[int], seconds: Sequence[float]) -> Figure:
+    """Benchmark `steps`: time of a step against edges, beside a straight line through the largest."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.loglog(edges, seconds, "o-", color=BLUE, label="one step")
+    linear = np.array(edges) * seconds[-1] / edges[-1]
+    axes.loglog(edges, linear, "--", color=GREY, linewidth=1.2, label="proportional to the edges")
+    axes.set(xlabel="edges", ylabel="seconds")
+    _legend_below(figure)
+    return figure
+
+
+@rc_context(STYLE)
 def saddle(run: Result, still: Result | None = None) -> Figure:
     """Objective and gradient norm, where the perturbations struck, and what becomes of a run without any.
 
@@ -127,6 +203,101 @@ def saddle(run: Result, still: Result | None = None) -> Figure:
     panels[1].set(ylabel=r"$\|\nabla f\|$", xlabel="iteration", yscale="log")
     _legend_below(figure)
     return figure
+
+
+Bands = dict[str, list[tuple[float, float, float]]]
+"""first quartile, median and third quartile at each x, by the line's label"""
+
+
+@rc_context(STYLE)
+def smoothing(lams: Sequence[float], cut: Bands, steps: Bands, curvature: Bands, max_steps: int) -> Figure:
+    """Study `smoothing`: cut, steps to an SOSP and −λ_min against λ, a line for each ε.
+
+    Args:
+        lams: λ.
+        cut: the cut as a fraction of the upper bound.
+        steps: of the descent.
+        curvature: λ_min where it ended.
+        max_steps: at which the descent was stopped.
+    """
+    figure = Figure(figsize=(6.4, 8), layout="constrained")
+    panels: np.ndarray = figure.subplots(3, sharex=True)
+    floor = 1e-9  # where nothing is left of the curvature but rounding errors
+    sizes = {label: np.maximum(-np.array(band), floor)[:, ::-1] for label, band in curvature.items()}
+    for axes, bands in zip(panels, (cut, steps, sizes), strict=True):
+        _bands(axes, lams, bands)
+    panels[0].set(ylabel="cut / upper bound")
+    panels[1].set(ylabel=f"steps to an SOSP\n({max_steps}: not reached)")
+    _plain_log(panels[1], "y")
+    panels[2].set(ylabel=r"$\max(-\lambda_{\min}, 10^{-9})$ at the end", yscale="log")
+    panels[2].set(xlabel=r"$\lambda$", xscale="log")
+    _legend_below(figure)
+    return figure
+
+
+@rc_context(STYLE)
+def graphs(sizes: Sequence[int], families: dict[str, Bands], exact: int) -> Figure:
+    """Study `graphs`: cuts against the number of vertices, a panel for each family, a line for each method.
+
+    Args:
+        sizes: numbers of vertices.
+        families: the cuts as fractions of the optimum up to `exact` vertices, of the upper bound above.
+        exact: see `families`.
+    """
+    figure = Figure(figsize=(9, 7.6), layout="constrained")
+    panels: np.ndarray = figure.subplots(2, 2, sharex=True, sharey=True)
+    for axes, (family, bands) in zip(panels.flat, families.items(), strict=True):
+        for chosen in (np.array(sizes) <= exact, np.array(sizes) > exact):
+            _bands(axes, np.array(sizes)[chosen], {label: np.array(band)[chosen] for label, band in bands.items()})
+        axes.axhline(GUARANTEE, color="black", linewidth=1.2, label="Goemans–Williamson's guarantee 0.878")
+        axes.set(title=family)
+    for axes in panels[1]:
+        axes.set(xlabel="vertices")
+        _plain_log(axes, "x")
+    for axes in panels[:, 0]:
+        axes.set(ylabel=f"cut / optimum (n ≤ {exact})\ncut / upper bound (n > {exact})")
+    _legend_below(figure)
+    return figure
+
+
+@rc_context(STYLE)
+def escape(sizes: Sequence[int], cut: Bands, sosp: dict[str, list[float]], steps: Bands, seconds: Bands) -> Figure:
+    """Study `escape`: where each way to leave the saddle ends and what it costs, against the number of vertices.
+
+    Args:
+        sizes: numbers of vertices.
+        cut: the expected cut as a fraction of the upper bound.
+        sosp: share of the runs that end at an SOSP.
+        steps, seconds: of the descent; processor time.
+    """
+    figure = Figure(figsize=(9, 6.8), layout="constrained")
+    panels: np.ndarray = figure.subplots(2, 2, sharex=True)
+    shares = {way: [(share, share, share) for share in line] for way, line in sosp.items()}
+    for axes, bands in zip(panels.flat, (cut, shares, steps, seconds), strict=True):
+        _bands(axes, sizes, bands)
+    panels[0, 0].set(ylabel="E[cut] / upper bound")
+    panels[0, 1].set(ylabel="share of runs that end at an SOSP")
+    panels[1, 0].set(ylabel="steps until the rule stops it", xlabel="vertices")
+    panels[1, 1].set(ylabel="CPU seconds", xlabel="vertices")
+    panels[1, 0].set_ylim(bottom=0)
+    _plain_log(panels[1, 0], "x")
+    _plain_log(panels[1, 1], "y")
+    _legend_below(figure)
+    return figure
+
+
+def _bands(axes: Axes, x: Sequence[float], bands: Bands) -> None:
+    for place, ((label, band), (color, style)) in enumerate(zip(bands.items(), LINES, strict=False)):
+        q1, median, q3 = np.array(band).reshape(-1, 3).T
+        axes.plot(x, median, style, color=color, markersize=4, zorder=3 - place / 10, label=label)
+        axes.fill_between(x, q1, q3, color=color, alpha=0.2, linewidth=0)
+
+
+def _plain_log(axes: Axes, directions: str) -> None:
+    for direction in directions:
+        axes.set(**{f"{direction}scale": "log"})
+        axis = getattr(axes, f"{direction}axis")
+        axis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter="{x:g}")
 
 
 def _legend_below(figure: Figure) -> None:

@@ -79,6 +79,11 @@ class Graph:
         return Graph(self.n, self.i.to(device), self.j.to(device), self.w.to(device), self.names)
 
 
+def threads(graph: Graph, cores: int) -> int:
+    """Threads for PyTorch: more than one gain little below 200,000 edges, and lose much on a busy machine."""
+    return cores if graph.m >= 200_000 else 1
+
+
 def weighted_sums(start: Tensor, column: Tensor, values: Tensor, Y: Tensor) -> Tensor:
     """A @ Y for a sparse matrix A in CSR form and dense Y (n, k), as PyTorch's embedding bags.
 

@@ -1,5 +1,6 @@
 """Figures: each function draws one from a finished run's numbers and returns it; `save` writes it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 # Okabe and Ito's colours, told apart by colour-blind readers.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
@@ -24,6 +26,9 @@ STYLE = {
     "savefig.dpi": 200,
     "pdf.fonttype": 42,
 }
+Band = Sequence[tuple[float, float, float]]
+"""first quartile, median and third quartile at each x"""
+LEFT = r"$\|W_\perp\|_F$ / $\|W_\perp\|_F$ at the start"
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
@@ -148,6 +153,135 @@ def spectrum(before: np.ndarray, after: np.ndarray, k: int) -> Figure:
     axes.xaxis.get_major_locator().set_params(integer=True)
     _legend_below(figure, columns=3)
     return figure
+
+
+@rc_context(STYLE)
+def study_lemma(
+    xs: Sequence[Sequence[float]],
+    w_perp: Sequence[Band],
+    measured: Sequence[Band],
+    lemma: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    start: float,
+) -> Figure:
+    """Study `lemma`: ‖W⊥‖ where PGD ended and the lemma's bound, a panel for what varies.
+
+    Args:
+        xs: λ or ρ, for each panel; and so on.
+        w_perp: the norm.
+        measured: the bound with the measured gradient and Hessian.
+        lemma: the bound from λ and ρ alone, K = 1; nan where it says nothing.
+        labels: what varies.
+        start: ‖W⊥‖ as initialized.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels: np.ndarray = figure.subplots(1, len(xs), sharey=True)
+    for axes, x, norm, bound, line, label in zip(panels, xs, w_perp, measured, lemma, labels, strict=True):
+        _band(axes, x, norm, BLUE, "o-", r"$\|W_\perp\|_F$")
+        axes.axhline(start, color=GREY, linestyle=":", label=r"$\|W_\perp\|_F$ as initialized")
+        _band(axes, x, bound, ORANGE, "s--", "the lemma's bound, gradient and Hessian measured")
+        axes.plot(x, line, color="black", linewidth=1.2, label=r"the lemma's bound, $K = 1$, where there is one")
+        axes.set(xscale="log", yscale="log", xlabel=label)
+        axes.set_ylim(bottom=1e-6)  # at the smallest λ the band goes on, to rounding errors
+    panels[0].set(ylabel=r"$\|W_\perp\|_F$ at the end")
+    _legend_below(figure, columns=2)
+    return figure
+
+
+@rc_context(STYLE)
+def study_inputs(left: dict[str, tuple[float, float, float]], covered: int) -> Figure:
+    """Study `inputs`: what is left of ‖W⊥‖, median and quartiles, for each distribution of the inputs.
+
+    Args:
+        left: by the distribution's name.
+        covered: for so many of them, the first, the theorem holds.
+    """
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    q1, median, q3 = np.array(list(left.values())).T
+    places = np.arange(len(left))
+    for chosen, color, label in (
+        (places < covered, BLUE, "the theorem holds"),
+        (places >= covered, ORANGE, "it does not"),
+    ):
+        errors = median[chosen] - q1[chosen], q3[chosen] - median[chosen]
+        axes.errorbar(median[chosen], places[chosen], xerr=errors, fmt="o", color=color, capsize=4, label=label)
+    axes.set(xscale="log", xlabel=LEFT, yticks=places, yticklabels=list(left))
+    axes.invert_yaxis()
+    _legend_below(figure, columns=2)
+    return figure
+
+
+@rc_context(STYLE)
+def study_architecture(xs: dict[str, list[int]], left: dict[str, Band], base: dict[str, object]) -> Figure:
+    """Study `architecture`: what is left of ‖W⊥‖ against each factor, the others as in the base setting.
+
+    Args:
+        xs: the factor's values.
+        left: of each.
+        base: the setting that all panels share.
+    """
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    panels: np.ndarray = figure.subplots(1, len(xs), sharey=True)
+    for axes, (name, x) in zip(panels, xs.items(), strict=True):
+        _band(axes, x, left[name], BLUE, "o-", "median, quartiles")
+        axes.axvline(base[name], color=GREY, linestyle=":", zorder=1, label="the setting that the panels share")
+        axes.set(yscale="log", xlabel={"k": "directions $k$", "d": "dimension $d$"}.get(name, name))
+        _whole_numbers(axes, x, log=name != "depth")
+    panels[0].set(ylabel=LEFT)
+    _legend_below(figure, columns=2)
+    return figure
+
+
+@rc_context(STYLE)
+def study_iota(iotas: Sequence[float], left: Band, risk: Band) -> Figure:
+    """Study `iota`: what is left of ‖W⊥‖, and the risk, against ι; the last of each is plain ReLU's."""
+    figure = Figure(figsize=(8.4, 3.8), layout="constrained")
+    panels: np.ndarray = figure.subplots(1, 2)
+    for axes, band, ylabel in zip(panels, (left, risk), (LEFT, "excess risk / label variance"), strict=True):
+        _level(axes, band[-1], ORANGE, "ReLU")
+        _band(axes, iotas, band[:-1], BLUE, "o-", r"ReLU$_\iota$")
+        axes.set(xlabel=r"$\iota$", ylabel=ylabel)
+        axes.set_ylim(bottom=0)
+        _whole_numbers(axes, iotas, log=True)
+    _legend_below(figure, columns=2)
+    return figure
+
+
+@rc_context(STYLE)
+def study_samples(points: Sequence[int], left: dict[float, Band]) -> Figure:
+    """Study `samples`: what is left of ‖W⊥‖ against N; the last of each band is with fresh points.
+
+    Args:
+        points: N.
+        left: by the standard deviation of the labels' noise.
+    """
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for (noise, band), color, style in zip(left.items(), (BLUE, ORANGE), ("o-", "s-"), strict=True):
+        _level(axes, band[-1], color, f"label noise {noise:g}, fresh points")
+        _band(axes, points, band[:-1], color, style, f"label noise {noise:g}, the same $N$ points")
+    axes.set(xscale="log", yscale="log", xlabel="$N$", ylabel=LEFT)
+    _legend_below(figure, columns=2)
+    return figure
+
+
+def _band(axes: Axes, x: Sequence[float], band: Band, color: str, style: str, label: str) -> None:
+    q1, median, q3 = np.array(band).T
+    axes.plot(x, median, style, color=color, markersize=4, label=label)
+    axes.fill_between(x, q1, q3, color=color, alpha=0.2, linewidth=0)
+
+
+def _level(axes: Axes, quartiles: tuple[float, float, float], color: str, label: str) -> None:
+    q1, median, q3 = quartiles
+    axes.axhline(median, color=color, linestyle="--", linewidth=1.2, label=label)
+    axes.axhspan(q1, q3, color=color, alpha=0.15, linewidth=0)
+
+
+def _whole_numbers(axes: Axes, x: Sequence[float], log: bool) -> None:
+    if log:
+        axes.set(xscale="log")
+    axes.xaxis.set(major_locator=FixedLocator(x), minor_locator=NullLocator(), major_formatter="{x:g}")
 
 
 def _line(axes: Axes, u: np.ndarray | None) -> None:

@@ -1,4 +1,4 @@
-"""What holds for the repository as a whole: one pgd.py, self-contained folders, clean code."""
+"""What holds for the repository as a whole: one pgd.py and sweep.py, self-contained folders, clean code."""
 
 import json
 import os
@@ -13,8 +13,9 @@ ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(file.parent for file in ROOT.glob("*/main.py"))
 
 
-def test_every_experiment_has_the_same_pgd():
-    assert len({(folder / "pgd.py").read_bytes() for folder in EXPERIMENTS}) == 1
+@pytest.mark.parametrize("name", ["pgd.py", "sweep.py"])
+def test_what_every_experiment_has_is_the_same(name):
+    assert len({(folder / name).read_bytes() for folder in EXPERIMENTS}) == 1
 
 
 @pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)

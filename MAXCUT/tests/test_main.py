@@ -87,6 +87,18 @@ def test_stopped_early_it_does_not_claim_an_sosp(tmp_path, capsys):
     assert "not an SOSP" in capsys.readouterr().out
 
 
+def test_seconds_are_used_for_a_better_cut(tmp_path, capsys):
+    assert main(Config(n=150, p=0.1, out=tmp_path / "one")) == 0
+    assert main(Config(n=150, p=0.1, out=tmp_path / "many", seconds=3)) == 0
+    one, many = results(tmp_path / "one"), results(tmp_path / "many")
+    assert one["cut"] <= many["cut"] <= many["upper_bound"] and many["descents"] > one["descents"] == 1
+    assert many["certificate"]["is_sosp"] and many["sigma"] < 1e-3
+    assert (tmp_path / "many" / "search.png").exists() and not (tmp_path / "one" / "search.png").exists()
+    with np.load(tmp_path / "many" / "history.npz") as history:
+        assert history["search_cut"][-1] == many["cut"] and history["search_seconds"][-1] <= 3.1
+    assert "more descents" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("options", [{"escape": "curvature"}, {"gradient": "sampled", "epsilon": 0.3, "lr": 0.1}])
 def test_the_other_ways_run(tmp_path, capsys, options):
     assert main(Config(out=tmp_path, **options)) == 0
@@ -113,6 +125,8 @@ def test_the_other_ways_run(tmp_path, capsys, options):
         (dict(rank=0), "--rank"),
         (dict(growth=0.5), "--growth"),
         (dict(seed=-1), "--seed"),
+        (dict(seconds=0.0), "--seconds"),
+        (dict(seconds=float("nan")), "--seconds"),
         (dict(device="abacus"), "--device"),
     ],
 )
