@@ -3,13 +3,13 @@
 While a test file of an experiment is collected or run, `import pgd` means that experiment's pgd.
 """
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-torch.set_num_threads(1)  # small problems: threads that wait for each other make a busy machine crawl
+os.environ["OMP_NUM_THREADS"] = "1"  # also of the programs that tests start: waiting threads make a busy machine crawl
 
 ROOT = Path(__file__).parent
 _modules: dict[Path, dict] = {}  # each experiment's own modules, kept while another one's are in use

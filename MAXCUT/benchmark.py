@@ -80,7 +80,7 @@ def cuts(
             best_known.csv in the folder, if there is one. Where it says nothing, the exact optimum of small graphs or
             the relaxation's bound stands in.
         seed: of everything random.
-        out: folder for the figure benchmark_cuts and the table benchmark_cuts.md.
+        out: for the figure and the table, benchmark_<name of the folder>, or benchmark_cuts.
     """
     if not seconds or min(seconds) <= 0:
         raise ValueError(f"--seconds is {seconds}; give one or more positive numbers")
@@ -146,10 +146,10 @@ def cuts(
             + [f"{sdp_seconds:.2g}", "yes" if certified else "no"]
         )
     out.mkdir(parents=True, exist_ok=True)
-    text = table(header, body)
-    (out / "benchmark_cuts.md").write_text(text + "\n", encoding="utf-8")
-    plot.save(plot.gaps(gaps, baselines, max(seconds)), out, "benchmark_cuts")
-    print(f"{text}\n\nfiles: {out.resolve() / 'benchmark_cuts'}.png, .pdf, .md")
+    text, name = table(header, body), f"benchmark_{folder.name if folder else 'cuts'}"
+    (out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    plot.save(plot.gaps(gaps, baselines, max(seconds)), out, name)
+    print(f"{text}\n\nfiles: {out.resolve() / name}.png, .pdf, .md")
 
 
 INDEXED = {"index_select": (0, 2), "index_add_": (0, 2), "_embedding_bag": (0, 1), "sparse_sampled_addmm": (2, 0)}

@@ -26,7 +26,7 @@ from utilities import Graph, cut_values
 
 MEMORY, KICK = (0.2, 0.6), (0.2, 0.8)
 """ranges that c and κ are drawn from, beside vectors of length 1"""
-STEPS, FRESH_STEPS = 80, 300
+STEPS, FRESH_STEPS = 60, 300
 """steps of a descent from a reheated cut, and from μ near 0"""
 LR, MOMENTUM = 0.3, 0.9
 LAM, GROWTH, FRESH_GROWTH = 0.1, 25.0, 50.0
@@ -225,7 +225,7 @@ def derandomize_within(
     Args:
         graph, V, seconds, since, epsilon, rank, workers, generator: as in `search`.
         bound: on every cut; a cut that reaches it, or its whole part where the weights are whole, ends the search.
-        steps: of the first descent, at most; fewer where it would take more than a third of the time, but not fewer
+        steps: of the first descent, at most; fewer where it would take more than a fifth of the time, but not fewer
             than 300.
         searching: `progress` of the search.
         hyperparameters: further ones of `derandomize`.
@@ -253,7 +253,7 @@ def derandomize_within(
         )
         return found.s[int(np.argmax(found.cuts))]
 
-    affordable = int(seconds / 3 / SECONDS_PER_STEP / (graph.m + 2 * graph.n))
+    affordable = int(seconds / 5 / SECONDS_PER_STEP / (graph.m + 2 * graph.n))
     result = derandomize(
         graph,
         V,

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import submitit
@@ -76,9 +77,8 @@ def sweep(run: Callable[[Row], Row], cases: Sequence[Row], name: str, options: S
 
 def _submit(run: Callable[[Row], Row], todo: list[Row], folder: Path, code: str, options: Sweep, bar: tqdm) -> None:
     """Deal the cases out to so many jobs, and wait for them."""
-    # The workers import the experiment's modules by name.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
-    os.environ["PYTHONSAFEPATH"] = "1"  # else the current folder's modules would come first
+    # The workers import the experiment's modules by name, and not the current folder's.
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
     executor = submitit.AutoExecutor(folder / "logs", cluster=None if options.slurm_partition else "local")
     if executor.cluster == "local" and options.slurm_partition:
         print("note: there is no Slurm here; the jobs run on this machine", file=sys.stderr)
@@ -89,7 +89,8 @@ def _submit(run: Callable[[Row], Row], todo: list[Row], folder: Path, code: str,
     # submitit's local controllers share this terminal, and would answer Ctrl-C with a traceback each.
     terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
-    jobs = executor.map_array(_work, [run] * len(shares), shares, *([x] * len(shares) for x in (folder, code)))
+    with patch.dict(os.environ, PYTHONPATH=path, PYTHONSAFEPATH="1"):
+        jobs = executor.map_array(_work, [run] * len(shares), shares, *([x] * len(shares) for x in (folder, code)))
     os.dup2(terminal, 2)
     os.close(terminal)
     os.close(nowhere)

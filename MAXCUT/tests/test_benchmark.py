@@ -63,7 +63,7 @@ def test_cuts_of_a_folder(tmp_path):
     assert "4 (best known)" in rows["square"] and rows["square"].count("4 (100.00%)") >= 2
     assert "5 (optimum)" in rows["path"] and "5 (100.00%)" in rows["path"]
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        f"benchmark_cuts.{suffix}" for suffix in ("png", "pdf", "md")
+        f"benchmark_graphs.{suffix}" for suffix in ("png", "pdf", "md")
     }
 
 
