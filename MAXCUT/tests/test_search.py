@@ -9,7 +9,7 @@ import torch
 
 import search as module
 from sdp import solve_sdp, upper_bound
-from search import derandomize_within, search, unite
+from search import derandomize_within, search, two_flips, unite
 from utilities import cut_values, exact_maxcut, from_networkx, make_graph, random_graph
 
 
@@ -33,6 +33,20 @@ def test_united_cuts_take_the_better_part_of_each():
     s, t = alternating.copy(), alternating.copy()
     s[:3], t[6:9] = 1, 1  # each spoils one of the cycles
     assert max(value(graph, s), value(graph, t)) < 14 == value(graph, unite(graph, s, t))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_two_flips_leave_no_pair_of_neighbours_that_gains(seed):
+    rng = np.random.default_rng(seed)
+    graph = random_graph(60, 0.15, seed)
+    graph = make_graph(60, graph.i.numpy(), graph.j.numpy(), rng.choice([-1.0, 1.0, 0.3], graph.m))
+    start = rng.choice([-1.0, 1.0], 60)
+    s = two_flips(graph, start)
+    assert set(np.unique(s)) <= {-1.0, 1.0} and value(graph, s) >= value(graph, start)
+    for flipped in [[v] for v in range(60)] + list(zip(graph.i.tolist(), graph.j.tolist(), strict=True)):
+        other = s.copy()
+        other[list(flipped)] *= -1
+        assert value(graph, other) <= value(graph, s) + 1e-9
 
 
 def test_a_batch_of_copies_is_as_many_graphs():
