@@ -127,7 +127,7 @@ def cuts(
             result, found = derandomize_within(
                 graph, V, limit, since, bound, workers=workers, generator=generator, snapshots=1
             )
-            if result.interrupted or found is None:
+            if found is None or found.interrupted:
                 raise KeyboardInterrupt
             ours.append(result.cut)
             certified &= result.certificate.is_sosp

@@ -227,8 +227,9 @@ def main(config: Config) -> int:
         for file in folder.iterdir():
             os.replace(file, config.out / file.name)
 
-    if result.interrupted:
-        print(f"interrupted after {result.steps} steps: what follows, and is saved, is the best cut so far")
+    interrupted = result.interrupted or (found is not None and found.interrupted)
+    if interrupted:
+        print(f"interrupted after {clock[2] - clock[0]:.1f} s: what follows, and is saved, is the best cut so far")
     sdp_seconds, pgd_seconds, gw_seconds = np.diff(clock)
     print(
         f"graph        {graph.n} vertices, {graph.m} edges\n"
@@ -252,7 +253,7 @@ def main(config: Config) -> int:
         f"{pgd_seconds:.2f}, Goemans–Williamson {gw_seconds:.2f}\n"
         f"files        {config.out.resolve()}"
     )
-    return 130 if result.interrupted else 0
+    return 130 if interrupted else 0
 
 
 if __name__ == "__main__":

@@ -100,6 +100,8 @@ class Search:
     """when the best cut grew, since the run's start"""
     best: list[float] = field(default_factory=list)
     """to what"""
+    interrupted: bool = False
+    """whether Ctrl-C ended the search"""
 
     def add(self, s: np.ndarray, parent: int | None, elapsed: float) -> None:
         """Take in the cut s of a descent from the cut `parent`, or from none."""
@@ -224,7 +226,7 @@ def search(
             for worker in [pool.submit(work) for _ in range(workers)]:
                 worker.result()
         except KeyboardInterrupt:
-            pass
+            found.interrupted = True
         finally:
             stop.set()
     torch.set_num_threads(threads)

@@ -156,14 +156,19 @@ def test_help_names_every_hyperparameter():
         assert "--" + name.replace("_", "-") in done.stdout
 
 
-def test_ctrl_c_saves_the_cut_so_far(tmp_path):
-    arguments = ["--n", "500", "--p", "0.1", "--steps", "1000000", "--growth", "1", "--out", tmp_path]
+@pytest.mark.parametrize(
+    "flags, sign",
+    [(["--steps", "1000000", "--growth", "1"], b"E[cut]"), (["--seconds", "600"], b"of the bound")],
+    ids=["descent", "search"],
+)
+def test_ctrl_c_saves_the_cut_so_far(tmp_path, flags, sign):
+    arguments = ["--n", "500", "--p", "0.1", *flags, "--out", tmp_path]
     terminal, stderr = pty.openpty()  # a progress bar shows that the descent is under way
     termios.tcsetwinsize(stderr, (24, 120))
     command = [sys.executable, FOLDER / "main.py", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
         shown = b""
-        while b"E[cut]" not in shown:
+        while sign not in shown:
             shown += os.read(terminal, 1000)
         process.send_signal(signal.SIGINT)
         out = process.communicate(timeout=120)[0]
