@@ -5,6 +5,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from math import inf
 
 import numpy as np
@@ -16,7 +17,7 @@ import baselines
 import plot
 from data import random_data, read_matrix
 from model import Pairs, Problem, Vectors, distortion
-from sweep import Row, Sweep, command_line, quartiles, report, sweep, table
+from sweep import Row, Sweep, command_line, quartiles, report, sweep, table, whole
 from train import derandomize, row_space
 
 DATA = {"vectors": 500, "Gaussian points": 64, "digits": 64}
@@ -70,10 +71,7 @@ def projection(method: str, problem: Problem, case: Row) -> Tensor:
     """(k, d) projection that the method makes for the problem."""
     k, randomness = case["k"], generator(case["seed"])
     if method == "derandomized":
-        result = derandomize(problem, k, lam=LAM, growth=GROWTH, steps=case["steps"], generator=randomness)
-        if result.interrupted:
-            raise KeyboardInterrupt
-        return result.M
+        return whole(derandomize(problem, k, lam=LAM, growth=GROWTH, steps=case["steps"], generator=randomness)).M
     if method == "best-scaled PCA":
         return baselines.scaled_pca(problem, k)
     if method == "sparse random":
@@ -180,20 +178,18 @@ def run_objectives(case: Row) -> Row:
         if spent[-1] > case["seconds"]:
             raise TimeoutError
 
-    try:
-        result = derandomize(
-            problem,
-            **OBJECTIVES_ON[case["data"]],
-            objective=case["objective"],
-            epsilon=TAIL,
-            steps=10**9,
-            generator=generator(case["seed"]),
-            progress=progress,
+    with suppress(TimeoutError):
+        whole(
+            derandomize(
+                problem,
+                **OBJECTIVES_ON[case["data"]],
+                objective=case["objective"],
+                epsilon=TAIL,
+                steps=10**9,
+                generator=generator(case["seed"]),
+                progress=progress,
+            )
         )
-        if result.interrupted:
-            raise KeyboardInterrupt
-    except TimeoutError:
-        pass
     by_then = np.searchsorted(spent, times(case["seconds"]), side="right")
     return {str(t): worst[i] for t, i in zip(times(case["seconds"]), by_then, strict=True)} | last
 

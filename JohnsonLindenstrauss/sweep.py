@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 from unittest.mock import patch
 
 import numpy as np
@@ -22,6 +23,15 @@ from tqdm import tqdm
 
 HERE = Path(__file__).parent
 Row = dict[str, object]
+
+
+class Interruptible(Protocol):
+    """What a run ends with, as far as `whole` asks."""
+
+    interrupted: bool
+
+
+Result = TypeVar("Result", bound=Interruptible)
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,17 @@ def _work(
             file.write(json.dumps(row) + "\n")
             file.flush()
             update()
+
+
+def whole(result: Result) -> Result:
+    """The run's result; passes Ctrl-C on, which runs answer with what they have: half a run must not be kept.
+
+    Raises:
+        KeyboardInterrupt: the run was interrupted.
+    """
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return result
 
 
 def _key(case: Row) -> str:

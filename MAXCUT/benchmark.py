@@ -25,13 +25,12 @@ import plot
 from optimizer import Rounding
 from sdp import goemans_williamson, solve_sdp, upper_bound
 from search import derandomize_within
+from study import EXCHANGE
 from sweep import table
 from utilities import EXACT_LIMIT, Graph, exact_maxcut, from_networkx, make_graph, random_graph, read_graph, threads
 
 OUT = Path(__file__).parent / "figures"
 ROUNDINGS = 1000
-EXCHANGE_LIMIT = 200
-"""vertices up to which networkx's one_exchange takes seconds; its time grows with their cube"""
 
 
 def torus(side: int, seed: int) -> Graph:
@@ -75,7 +74,7 @@ def cuts(
 
     Args:
         folder: of graphs, in any format that main.py reads; none: a few small random ones.
-        seconds: time for each run, as main.py's --seconds: the relaxation is included.
+        seconds: time for each run, as main.py's --seconds, but that its bound is not counted.
         best_known: CSV file with columns instance (a file's name without suffix) and best_known; default
             best_known.csv in the folder, if there is one. Where it says nothing, the exact optimum of small graphs or
             the relaxation's bound stands in.
@@ -134,7 +133,7 @@ def cuts(
         gaps[family(graph)].append((found.seconds, [1 - cut / reference for cut in found.best]))
         exchange, exchange_seconds = "–", "–"
         baselines["Goemans–Williamson"].append((gw_seconds, 1 - gw / reference))
-        if graph.n <= EXCHANGE_LIMIT:
+        if graph.n <= EXCHANGE:
             start = time.perf_counter()
             exchange = one_exchange(nx.from_scipy_sparse_array(graph.adjacency), seed=seed)[0]
             exchange_seconds = f"{time.perf_counter() - start:.2g}"

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from scipy.special import owens_t
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from pgd import PGD, Certificate, certify
+from sdp import principal
 from utilities import Graph, cut_values, weighted_sums
 
 
@@ -330,8 +330,7 @@ def derandomize(
     # Single precision nearly halves the time of a step on a large graph; on a small one it saves nothing.
     exact = Rounding(graph, epsilon)
     problem = exact.to(torch.float32) if graph.m > 10_000 else exact
-    principal = torch.linalg.eigh(V.T @ V)[1][:, -rank:]
-    V = (normalize(V @ principal).to(problem.w) * problem.root_d.to(problem.w)[:, None]).requires_grad_()
+    V = (principal(V, rank).to(problem.w) * problem.root_d.to(problem.w)[:, None]).requires_grad_()
     mu = torch.zeros_like(V[:, 0]).requires_grad_()
     lam_t, ramp = lam, max(1, round(0.6 * steps))
 

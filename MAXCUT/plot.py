@@ -152,7 +152,7 @@ def gaps(
     axes = figure.subplots()
     least = 1e-5  # a gap of 0, on a logarithmic axis
     for color, (name, lines) in zip(
-        (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9"), sorted(families.items()), strict=False
+        (BLUE, ORANGE, GREEN, RED, PURPLE, "#56B4E9"), sorted(families.items()), strict=False
     ):
         for seconds, gap in lines:
             left = np.maximum([*gap, gap[-1]], least)

@@ -79,6 +79,11 @@ def solve_sdp(
     return V
 
 
+def principal(V: Tensor, rank: int) -> Tensor:
+    """The unit vectors V (n × k) in their `rank` principal directions, normalized again."""
+    return normalize(V @ torch.linalg.eigh(V.T @ V)[1][:, -rank:])
+
+
 def sdp_value(graph: Graph, V: Tensor) -> float:
     """½ Σ_{i<j} w_ij (1 − v_i·v_j), in the weights' unit."""
     V = V.to(graph.w)

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from optimizer import Result, Rounding, conditional_expectations, derandomize
 from pgd import PGD
+from sdp import principal
 from utilities import Graph, cut_values
 
 MEMORY, KICK = (0.2, 0.6), (0.2, 0.8)
@@ -33,7 +33,6 @@ LAM, GROWTH, FRESH_GROWTH = 0.1, 25.0, 50.0
 """λ at the end of a descent, and the factor by which it grows"""
 BATCH_EDGES = 20_000
 """Small graphs are descended on in batches of so many edges: PyTorch's calls take longer than their work on fewer."""
-
 SECONDS_PER_STEP = 1e-7
 """times edges and twice the vertices, about, on one core: plans the first descent, the same for every run"""
 
@@ -170,7 +169,7 @@ def search(
     device, copies = graph.w.device, max(1, BATCH_EDGES // graph.m)
     problem = Rounding(graph.copies(copies), epsilon, torch.float32)
     root_d = problem.root_d.float()
-    V = normalize(V @ torch.linalg.eigh(V.T @ V)[1][:, -rank:]).float()
+    V = principal(V, rank).float()
     found = Search(graph, [s], [float(cut_values(graph, torch.from_numpy(s).to(device)))])
     found.seconds, found.best = [time.perf_counter() - since], list(found.cuts)
     stop, lock = Event(), Lock()

@@ -18,7 +18,7 @@ import plot
 from optimizer import Rounding, conditional_expectations, derandomize
 from pgd import PGD, certify
 from sdp import goemans_williamson, solve_sdp, upper_bound
-from sweep import Row, Sweep, command_line, quartiles, report, sweep, table
+from sweep import Row, Sweep, command_line, quartiles, report, sweep, table, whole
 from utilities import Graph, cut_values, exact_maxcut, from_networkx, make_graph, random_graph
 
 DEGREE = 6
@@ -192,9 +192,7 @@ def graphs_run(case: Row) -> Row:
     V = solve_sdp(graph, generator=source)
     ceiling = exact_maxcut(graph)[0] if n <= EXACT else upper_bound(graph, V)
     gw = goemans_williamson(graph, V, 1000, source)
-    result = derandomize(graph, V, snapshots=1, generator=source)
-    if result.interrupted:
-        raise KeyboardInterrupt  # half a run is none
+    result = whole(derandomize(graph, V, snapshots=1, generator=source))
     expectations = conditional_expectations(graph, np.zeros(n))  # of the cut that puts each vertex on a random side
     cuts = {
         "ours": result.cut,

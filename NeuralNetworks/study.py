@@ -18,8 +18,8 @@ from sklearn.decomposition import PCA
 import plot
 from activations import activation
 from model import Batch, Student, Teacher, cosines, quadrature, risk, squared
-from sweep import Row, Sweep, command_line, quartiles, report, sweep, table
-from train import Result, train
+from sweep import Row, Sweep, command_line, quartiles, report, sweep, table, whole
+from train import train
 
 # --- the lemma's bound: exact risk in the plane, first layer trained, as in figure 3 ----------------------------------
 
@@ -122,7 +122,7 @@ def descend(case: Row) -> Row:
         steps=EXACT_STEPS,
         generator=generator,
     )
-    finished(result)
+    whole(result)
     certificate = result.certificate
     bound = inf if certificate.w_norm_bound is None else certificate.w_norm_bound
     return {
@@ -185,7 +185,7 @@ def learn(case: Row) -> Row:
         anneal=True,
         generator=generator,
     )
-    finished(result)
+    whole(result)
     w_perp, w_parallel, test = result.history["w_perp"], result.history["w_parallel"], draw(HELD_OUT)
     with torch.no_grad():
         excess_risk = float(risk(student, squared, test))
@@ -194,12 +194,6 @@ def learn(case: Row) -> Row:
         "leak": float(w_perp[-1] / w_parallel[-1]),
         "risk": excess_risk / float(test[1].var()),
     }
-
-
-def finished(result: Result) -> None:
-    """Pass Ctrl-C on, which `train` answers with what it has: half a run must not be kept as a whole one."""
-    if result.interrupted:
-        raise KeyboardInterrupt
 
 
 def lemma_bound(lam: float, rho: float) -> float:

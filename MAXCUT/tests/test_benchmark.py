@@ -8,9 +8,9 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from scipy.spatial import Delaunay
 
 from benchmark import Traffic, family, torus
+from study import planar_graph
 from utilities import from_networkx, make_graph, random_graph
 
 FOLDER = Path(__file__).parents[1]
@@ -21,17 +21,10 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def planar(n: int) -> nx.Graph:
-    graph = nx.Graph()
-    for triangle in Delaunay(np.random.default_rng(0).random((n, 2))).simplices:
-        nx.add_cycle(graph, triangle.tolist())
-    return graph
-
-
 def test_families():
     assert family(torus(20, 0)) == "toroidal ±"
     assert family(from_networkx(nx.grid_2d_graph(8, 9, periodic=True))) == "toroidal"
-    assert family(from_networkx(planar(500))) == "planar"
+    assert family(planar_graph(500, 0)) == "planar"
     assert family(random_graph(300, 0.1, 0)) == family(random_graph(2000, 0.002, 0)) == "random"
     graph = random_graph(300, 0.1, 0)
     signs = np.random.default_rng(0).choice([-1.0, 1.0], graph.m)
