@@ -8,6 +8,7 @@ SECONDS ?= 2
 .PHONY: all test bench $(EXPERIMENTS)
 
 all: $(EXPERIMENTS)
+	.venv/bin/python collapse.py
 
 $(EXPERIMENTS): .venv/installed
 	.venv/bin/python $@

@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ["OMP_NUM_THREADS"] = "1"  # also of the programs that tests start: waiting threads make a busy machine crawl
+
+settings.register_profile("same", deadline=None, derandomize=True, database=None)  # the same examples in every run
+settings.load_profile("same")
 
 ROOT = Path(__file__).parent
 _modules: dict[Path, dict] = {}  # each experiment's own modules, kept while another one's are in use

@@ -4,26 +4,23 @@ Run it as it is for the paper's problem and figures 6 and 7; edit the defaults b
 """
 
 import json
-import os
-import platform
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
 import numpy as np
-import scipy
 import torch
-import tyro
 from tqdm import tqdm
 
 import baselines
+import experiment
 import plot
+import style
 from data import random_data, read_matrix
+from experiment import Checkpoint, identity, print_summary, provenance, refuse, whole_files, writable
 from model import Pairs, Problem, Vectors, distortion, distortions
 from train import derandomize
 
@@ -74,32 +71,21 @@ class Config:
     """seed of everything random but the data"""
     device: str = "cpu"
     """cpu, cuda, cuda:1, …"""
+    checkpoint: Path | None = None
+    """file to keep the run's state in as it goes"""
+    resume: Path | None = None
+    """checkpoint of a run with the same flags to go on from, and to keep"""
     out: Path = Path(__file__).parent / "figures"
     """folder for the figures, projection.npy, history.npz and results.json"""
 
 
 def check(config: Config) -> None:
     """Raise ValueError, naming flag, value and what is allowed, for a hyperparameter out of its range."""
-    for name in ("tau", "lr", "lam", "rho"):
-        if not (getattr(config, name) > 0 and isfinite(getattr(config, name))):
-            raise ValueError(f"--{name} is {getattr(config, name)}; it must be a positive number")
-    for name, least in dict(k=1, steps=1, patience=1, draws=1, gaussians=1, radius=0).items():
-        if not (getattr(config, name) >= least and isfinite(getattr(config, name))):
-            raise ValueError(f"--{name} is {getattr(config, name)}; it must be at least {least}")
+    experiment.check(config, ("tau",), dict(k=1, draws=1, gaussians=1))
     if config.growth is not None and not (config.growth > 1 and isfinite(config.growth)):
         raise ValueError(f"--growth is {config.growth}; it must be above 1")
     if not 0 < config.epsilon < 1:
         raise ValueError(f"--epsilon is {config.epsilon}; it must lie in (0, 1)")
-    if not 0 <= config.momentum < 1:
-        raise ValueError(f"--momentum is {config.momentum}; it must lie in [0, 1)")
-    for name in ("seed", "data_seed"):
-        if not 0 <= getattr(config, name) < 2**63:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} is {getattr(config, name)}; it must be a whole number from 0 to 2^63 − 1")
-    try:
-        torch.zeros(1, device=config.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {config.device} is not to be had here: {str(error).splitlines()[0]}") from None
 
 
 def read(config: Config) -> np.ndarray:
@@ -136,19 +122,17 @@ def main(config: Config) -> int:
         check(config)
         X = read(config)
         problem = (Pairs if config.problem == "pairs" else Vectors)(torch.from_numpy(X).to(config.device))
-        config.out.mkdir(parents=True, exist_ok=True)
-        if not os.access(config.out, os.W_OK):
-            raise PermissionError(f"--out {config.out} can't be written to; give another folder")
+        writable(config.out)
+        checkpoint = Checkpoint(config.checkpoint, config.resume, identity(config, problem.X))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refuse(error)
     n, d, k = *X.shape, config.k
     duplicates = problem.duplicates if isinstance(problem, Pairs) else 0
     if k >= d:
         print(f"note: k = {k} is not below d = {d}: no projection is needed", file=sys.stderr)
     growth = config.growth or (1.05 if config.problem == "vectors" else 1.003)
 
-    start = time.perf_counter()
+    start = time.perf_counter() - checkpoint.elapsed
     with tqdm(desc="PGD", total=config.steps, unit=" steps", disable=None, leave=False) as bar:
 
         def progress(step: int, worst: float, sigma: float) -> None:
@@ -171,6 +155,7 @@ def main(config: Config) -> int:
             radius=config.radius,
             patience=config.patience,
             generator=torch.Generator(config.device).manual_seed(config.seed),
+            checkpoint=checkpoint,
             progress=progress,
         )
     seconds = time.perf_counter() - start
@@ -195,9 +180,7 @@ def main(config: Config) -> int:
     }
     results = {
         "experiment": "JohnsonLindenstrauss",
-        "config": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
-        "versions": {"python": platform.python_version()}
-        | {module.__name__: module.__version__ for module in (torch, np, scipy, matplotlib)},
+        **provenance(config),
         "seconds": seconds,
         "steps": result.steps,
         "perturbations": len(result.kicks),
@@ -216,36 +199,34 @@ def main(config: Config) -> int:
         "duplicates": duplicates,
         "sigma": result.sigma,
     }
-    with tempfile.TemporaryDirectory(dir=config.out, prefix=".") as staging:
-        folder = Path(staging)
-        for name, figure in figures.items():
-            plot.save(figure, folder, name)
-        np.save(folder / "projection.npy", result.M.cpu().numpy())
-        np.savez(folder / "history.npz", **result.history, kicks=result.kicks, gaussian=gaussian)
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        for file in folder.iterdir():
-            os.replace(file, config.out / file.name)
+    try:
+        with whole_files(config.out) as folder:
+            for name, figure in figures.items():
+                style.save(figure, folder, name)
+            np.save(folder / "projection.npy", result.M.cpu().numpy())
+            np.savez(folder / "history.npz", **result.history, kicks=result.kicks, gaussian=gaussian)
+            (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        return refuse(error)
 
     if result.interrupted:
         print(f"interrupted after {result.steps} steps: what follows, and is saved, is the best matrix so far")
     reason = "none: " + ("f has kinks" if config.objective == "sampled" else "stopped early")
     pairs = f", {problem.N} pairs" + (f" ({duplicates} of duplicate points left out)" if duplicates else "")
-    print(
-        f"data         {n} × {d}{pairs if config.problem == 'pairs' else ''}, to {k} dimensions\n"
-        f"distortion   {worst['derandomized']:.6g}\n"
-        f"Gaussian     mean {gaussian.mean():.4g}, best of {len(gaussian)} {gaussian.min():.4g}\n"
-        f"others       sparse random {worst['sparse random']:.4g}, best-scaled PCA {worst['best-scaled PCA']:.4g}\n"
-        f"projection   σ = {result.sigma:.1e} after {result.steps} steps and {len(result.kicks)} perturbations\n"
-        f"certificate  {result.certificate or reason}\n"
-        f"seconds      {seconds:.2f}\n"
-        f"files        {config.out.resolve()}"
+    print_summary(
+        {
+            "data": f"{n} × {d}{pairs if config.problem == 'pairs' else ''}, to {k} dimensions",
+            "distortion": f"{worst['derandomized']:.6g}",
+            "Gaussian": f"mean {gaussian.mean():.4g}, best of {len(gaussian)} {gaussian.min():.4g}",
+            "others": f"sparse random {worst['sparse random']:.4g}, best-scaled PCA {worst['best-scaled PCA']:.4g}",
+            "projection": f"σ = {result.sigma:.1e} after {result.steps} steps and {len(result.kicks)} perturbations",
+            "certificate": str(result.certificate or reason),
+            "seconds": f"{seconds:.2f}",
+            "files": str(config.out.resolve()),
+        }
     )
     return 130 if result.interrupted else 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Config, description=__doc__)))
-    except KeyboardInterrupt:
-        print("interrupted before the files were written: nothing is saved", file=sys.stderr)
-        sys.exit(130)
+    experiment.command_line(main, Config, __doc__)

@@ -1,32 +1,11 @@
-"""Figures: each function draws one from a finished run's numbers and returns it; `save` writes it."""
-
-from pathlib import Path
+"""Figures: each function draws one from a finished run's numbers and returns it."""
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-# Okabe and Ito's colours, told apart by colour-blind readers.
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
-STYLE = {
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "lines.linewidth": 2,
-    "savefig.dpi": 200,
-    "pdf.fonttype": 42,
-}
-
-
-def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write the figure as folder/name.png and folder/name.pdf, the same bytes for the same figure."""
-    with rc_context(STYLE):
-        figure.savefig(folder / f"{name}.png")
-        figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+from style import BLUE, GREEN, GREY, ORANGE, RED, STYLE, band, legend_below, perturbations
 
 
 @rc_context(STYLE)
@@ -51,7 +30,7 @@ def distortion(history: dict[str, np.ndarray], final: float, gaussian: np.ndarra
         worst = groups.max(axis=1).mean()
         axes.axhline(worst, color=GREY, linestyle="-.", label=f"the authors' line, worst of {best_of}: {worst:.3g}")
     axes.set(xlabel="iteration", ylabel=r"worst distortion $\max\,|\|Ax\|^2 - 1|$", ylim=(0, None))
-    _legend_below(figure)
+    legend_below(figure)
     return figure
 
 
@@ -66,10 +45,9 @@ def variance(history: dict[str, np.ndarray], kicks: list[int]) -> Figure:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     axes.semilogy(history["step"], np.maximum(history["sigma"] ** 2, 1e-30), color=BLUE)
-    for kick in kicks:
-        axes.axvline(kick, color=ORANGE, linewidth=1.5, zorder=0, label="perturbation")
+    perturbations(axes, kicks)
     axes.set(xlabel="iteration", ylabel=r"variance $\sigma^2$")
-    _legend_below(figure)
+    legend_below(figure)
     return figure
 
 
@@ -90,16 +68,8 @@ def distortions(edges: np.ndarray, counts: dict[str, np.ndarray], worst: dict[st
     ):
         axes.stairs(values, edges, color=color, linestyle=line, linewidth=2, label=f"{name}: worst {worst[name]:.2g}")
     axes.set(xlabel=r"distortion $\|Ax\|^2 - 1$", ylabel=f"number of {noun}", yscale="log", ylim=(0.7, None))
-    _legend_below(figure)
+    legend_below(figure)
     return figure
-
-
-def _legend_below(figure: Figure, columns: int = 2) -> None:
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    figure.legend(
-        unique.values(), unique.keys(), loc="outside lower center", ncols=1 if len(unique) < 3 else columns, fontsize=9
-    )
 
 
 Panels = dict[str, dict[str, dict[float, tuple[float, float, float]]]]
@@ -115,7 +85,7 @@ def study_dimensions(panels: Panels, titles: dict[str, str], theory: dict[str, d
         titles: by data set.
         theory: by data set, the worst distortion that is guaranteed at a k.
     """
-    styles = [(BLUE, "-", "o"), (GREEN, "-.", "s"), (ORANGE, "--", "^"), (RED, ":", "v")]
+    styles = [(BLUE, "o-"), (GREEN, "s-."), (ORANGE, "^--"), (RED, "v:")]
     figure = _bands(panels, titles, styles, "dimensions kept, k")
     for axes, guaranteed in zip(figure.axes, theory.values(), strict=True):
         axes.plot(
@@ -123,15 +93,15 @@ def study_dimensions(panels: Panels, titles: dict[str, str], theory: dict[str, d
         )
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
-    _legend_below(figure, 5)
+    legend_below(figure, 5)
     return figure
 
 
 @rc_context(STYLE)
 def study_objectives(panels: Panels, titles: dict[str, str]) -> Figure:
     """Least worst distortion so far against processor time, by data set, objective and seconds."""
-    figure = _bands(panels, titles, [(BLUE, "-", ""), (ORANGE, "--", ""), (RED, ":", "")], "processor time (s)")
-    _legend_below(figure, 5)
+    figure = _bands(panels, titles, [(BLUE, "-"), (ORANGE, "--"), (RED, ":")], "processor time (s)")
+    legend_below(figure, 5)
     return figure
 
 
@@ -139,26 +109,19 @@ def study_objectives(panels: Panels, titles: dict[str, str]) -> Figure:
 def study_generalization(panels: Panels, titles: dict[str, str]) -> Figure:
     """Worst distortion of the n points fitted to and of unseen ones, by data set, method and n."""
     styles = [
-        (BLUE, "--", ""),
-        (BLUE, "-", "o"),
-        (GREEN, "--", ""),
-        (GREEN, "-", "s"),
-        (RED, "--", ""),
-        (RED, "-", "v"),
+        (color, style) for color, marker in ((BLUE, "o"), (GREEN, "s"), (RED, "v")) for style in ("--", f"{marker}-")
     ]
     figure = _bands(panels, titles, styles, "points fitted to, n")
-    _legend_below(figure, 3)
+    legend_below(figure, 3)
     return figure
 
 
-def _bands(panels: Panels, titles: dict[str, str], styles: list[tuple[str, str, str]], xlabel: str) -> Figure:
-    """A panel a data set: medians as lines, quartiles as bands; styles: each curve's colour, line and marker."""
+def _bands(panels: Panels, titles: dict[str, str], styles: list[tuple[str, str]], xlabel: str) -> Figure:
+    """A panel a data set: medians as lines, quartiles as bands; styles: each curve's colour, marker and line."""
     figure = Figure(figsize=(1 + 3.4 * len(panels), 4.2), layout="constrained")
     for axes, (data, curves) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True):
-        for (name, curve), (color, line, marker) in zip(curves.items(), styles, strict=True):
-            q1, median, q3 = np.array(list(curve.values())).T
-            axes.fill_between(list(curve), q1, q3, color=color, alpha=0.2, linewidth=0)
-            axes.plot(list(curve), median, color=color, linestyle=line, marker=marker, markersize=4, label=name)
+        for (name, curve), (color, style) in zip(curves.items(), styles, strict=True):
+            band(axes, list(curve), list(curve.values()), color, style, name)
         axes.set(xscale="log", yscale="log", xlabel=xlabel, title=titles[data])
         q1, _, q3 = np.array([x for curve in curves.values() for x in curve.values()]).T
         axes.set_ylim(0.6 * q1[q1 > 1e-13].min(), 1.5 * q3.max())  # PCA at k = d is exact but for rounding

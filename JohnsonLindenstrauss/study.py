@@ -161,7 +161,7 @@ def dimensions(options: Sweep, n: int = 100, steps: int = STEPS) -> None:
         + table(["data", "ε", *FITTED, *RANDOM, "scikit-learn"], needs)
     )
     titles = {data: f"{n} {data}, d = {d}" for data, d in DATA.items()}
-    report("dimensions", text, plot.study_dimensions(panels, titles, theory), options, plot.save)
+    report("study_dimensions", text, plot.study_dimensions(panels, titles, theory), options.out)
 
 
 def run_objectives(case: Row) -> Row:
@@ -230,7 +230,7 @@ def objectives(options: Sweep, n: int = 100, seconds: float = 6) -> None:
     header = ["data", "objective", *(f"after {t:.3g} s" for t in shown), "steps", "σ at the end"]
     titles = {data: f"{n} {data}, d = {DATA[data]}, k = {on['k']}" for data, on in OBJECTIVES_ON.items()}
     text = f"Least worst distortion of M so far ({'; '.join(titles.values())}):\n\n" + table(header, body)
-    report("objectives", text, plot.study_objectives(panels, titles), options, plot.save)
+    report("study_objectives", text, plot.study_objectives(panels, titles), options.out)
 
 
 def run_generalization(case: Row) -> Row:
@@ -271,7 +271,7 @@ def generalization(options: Sweep, n: tuple[int, ...] = (25, 50, 100, 200, 400),
         f"Worst distortion in {HELD_OUT_K} dimensions of n vectors or the pairs of n points, seen, and of {HELD_OUT} "
         "unseen ones:\n\n" + table(["data", "n", *columns], body)
     )
-    report("generalization", text, plot.study_generalization(panels, titles), options, plot.save)
+    report("study_generalization", text, plot.study_generalization(panels, titles), options.out)
 
 
 STUDIES = dict(dimensions=dimensions, objectives=objectives, generalization=generalization)

@@ -21,7 +21,11 @@ import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+import style
+from experiment import refuse, whole_files, writable
+
 HERE = Path(__file__).parent
+DRAWING = ("plot.py", "style.py")
 Row = dict[str, object]
 
 
@@ -148,7 +152,7 @@ def _key(case: Row) -> str:
 
 def _code() -> str:
     """Fingerprint of what the numbers depend on: the folder's sources, without those that draw."""
-    sources = (file.read_bytes() for file in sorted(HERE.glob("*.py")) if file.name != "plot.py")
+    sources = (file.read_bytes() for file in sorted(HERE.glob("*.py")) if file.name not in DRAWING)
     return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
 
 
@@ -187,11 +191,13 @@ def table(header: Sequence[str], body: Sequence[Sequence[object]]) -> str:
     )
 
 
-def report(name: str, text: str, figure: Figure, options: Sweep, save: Callable[[Figure, Path, str], None]) -> None:
-    """Print a study's table, and write it and its figure as study_<name>.md, .png and .pdf."""
-    save(figure, options.out, f"study_{name}")
-    (options.out / f"study_{name}.md").write_text(text + "\n", encoding="utf-8")
-    print(f"{text}\n\nfiles: {options.out.resolve() / f'study_{name}'}.png, .pdf, .md")
+def report(name: str, text: str, figure: Figure, out: Path) -> None:
+    """Print a table, and write it and its figure as out/<name>.md, .png and .pdf."""
+    writable(out)
+    with whole_files(out) as folder:
+        style.save(figure, folder, name)
+        (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    print(f"{text}\n\nfiles: {out.resolve() / name}.png, .pdf, .md")
 
 
 def command_line(studies: dict[str, Callable[..., None]], description: str) -> int:
@@ -199,8 +205,7 @@ def command_line(studies: dict[str, Callable[..., None]], description: str) -> i
     try:
         tyro.extras.subcommand_cli_from_dict(studies, description=description, config=(tyro.conf.OmitArgPrefixes,))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refuse(error)
     except KeyboardInterrupt:
         print("interrupted: the finished runs are kept, and the same command goes on from there", file=sys.stderr)
         return 130

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import Pairs, Problem, bound, bound_gradient, distortion, sampled, tail
+from experiment import Checkpoint, State, random_state, restore_random_state
+from model import Pairs, Problem, bound, bound_gradient, distortion, log_moments, sampled, tail
 from pgd import PGD, Certificate, certify
 
 HISTORY = ("step", "distortion", "drawn_distortion", "sigma", "gradient_norm", "objective", "tau")
@@ -86,6 +87,14 @@ class Monotone:
             x.grad = gradient
         return self.f
 
+    def state_dict(self) -> State:
+        """All that further calls depend on besides PGD and its parameters."""
+        return dict(kicks=self.kicks, x=self.x, f=self.f, gradients=self.gradients)
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where the closure was whose `state_dict` this is."""
+        self.kicks, self.x, self.f, self.gradients = (state[name] for name in ("kicks", "x", "f", "gradients"))
+
     def f_changed(self) -> None:
         """f is another function from now on: value the point last reached by it."""
         ahead = [x.clone() for x in self.params]
@@ -131,6 +140,7 @@ def derandomize(
     radius: float = 1e-2,
     patience: int = 50,
     generator: torch.Generator | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: Callable[[int, float, float], None] = lambda step, distortion, sigma: None,
 ) -> Result:
     """PGD on f from the random projection M = 0, σ = 1/√k.
@@ -149,6 +159,7 @@ def derandomize(
         lr: step size, the first one for the objectives that are exact.
         momentum, rho, radius, patience: see `PGD`.
         generator: of all randomness.
+        checkpoint: keeps the state of the descent; a descent that it has is gone on with.
         progress: called at every snapshot.
     """
     small, basis = (problem, None) if objective == "sampled" else row_space(problem)
@@ -205,17 +216,36 @@ def derandomize(
             history[name].append(number)
         progress(step, worst, spread)
 
+    def matter() -> Problem:
+        if objective == "bound" and isinstance(small, Pairs):
+            return heavy(small, M, scale * t, tau_t, history["distortion"][-1], MARGIN)
+        return small
+
+    def state() -> State:
+        numbers = dict(step=step, value=value, tau=tau_t, scale=scale, kicks=kicks, history=history)
+        tensors = dict(M=M, t=t, best=best, least=least_distortion, random=random_state(generator))
+        return numbers | tensors | dict(pgd=pgd.state_dict(), descent=descent.state_dict())
+
     pgd.perturb()
     tau_t = tau if objective != "bound" else min(tau, 0.3 / sigma() ** 2)
+    checkpoint, resumed_at = checkpoint or Checkpoint(), -1
+    if (kept := checkpoint.resumed("descent")) is not None:
+        step, value, tau_t, scale = (kept[name] for name in ("step", "value", "tau", "scale"))
+        kicks, history, best, least_distortion = (kept[name] for name in ("kicks", "history", "best", "least"))
+        M.copy_(kept["M"])
+        t.copy_(kept["t"])
+        pgd.load_state_dict(kept["pgd"])
+        descent.load_state_dict(kept["descent"])
+        restore_random_state(generator, kept["random"])
+        few, resumed_at = matter(), step
     try:
         while step < steps and not pgd.converged:
-            if step % STAGE == 0:
+            if step % STAGE == 0 and step != resumed_at:
                 snapshot()
-                raised = min(tau, tau_t * growth**STAGE)
+                raised = min(tau, tau_t * min(growth, 1e30) ** STAGE)  # which overflows beyond
                 if raised * sigma() ** 2 < 0.3:
                     tau_t = raised
-                if objective == "bound" and isinstance(small, Pairs):
-                    few = heavy(small, M, history["distortion"][-1] - MARGIN / tau_t)
+                few = matter()
                 if objective == "bound" and scale == 1 and sigma() ** 2 * k < 0.1:
                     # All that is left to do for σ is to vanish: with the scale halfway to σ itself one step size suits
                     # t and M. (Before, it would make the barrier at 2τσ² = 1 too steep for M to leave the saddle.)
@@ -225,6 +255,7 @@ def derandomize(
                     closure = descent = Monotone(pgd, evaluate)
                 elif objective != "sampled":
                     descent.f_changed()
+                checkpoint.keep("descent", state)
             pgd.param_groups[0]["rho"] = rho if tau_t == tau else 0  # while f changes the stopping rule sleeps
             value = pgd.step(closure)
             step += 1
@@ -234,10 +265,12 @@ def derandomize(
     except KeyboardInterrupt:
         interrupted = True
     M, s = point() if pgd.converged else best
+    if objective == "bound" and not pgd.converged:
+        tau_t = min(tau_t, 0.3 * kd / max(s.item() ** 2, 1e-300))  # τ may have grown beyond what the best point allows
     M = M if basis is None else M @ basis.T
     worst, certificate = distortion(problem, M), None
     few = (
-        heavy(problem, M, worst - 2 * MARGIN / tau_t)
+        heavy(problem, M, s, tau_t, worst, 2 * MARGIN)
         if objective == "bound" and isinstance(problem, Pairs)
         else problem
     )
@@ -258,8 +291,21 @@ def derandomize(
     )
 
 
-def heavy(problem: Pairs, M: Tensor, least: float) -> Problem:
-    """The pairs that M distorts by `least` or more, if they are few; else all."""
+def heavy(problem: Pairs, M: Tensor, s: Tensor, tau: float, worst: float, margin: float) -> Problem:
+    """The pairs whose moments are within e^−margin of the heaviest, if they are few; else all.
+
+    Args:
+        problem, M, s, tau: as in `bound`.
+        worst: worst distortion of M; 1 + worst or 1 − worst is therefore the q of some pair.
+        margin: logarithm of the weight that may be left out.
+    """
+    variance = s.item() ** 2 / (len(M) * problem.d)
+    up, down = 1 - 2 * tau * variance, 1 + 2 * tau * variance
+    if up <= 0:
+        return problem
+    above, below = log_moments(torch.tensor([1 + worst, 1 - worst], dtype=M.dtype), variance, tau, len(M))
+    excess = float(above[0] - below[1])  # only one of the two need be there: the lighter
+    least = worst - max((margin + max(excess, 0)) * up, (margin + max(-excess, 0)) * down) / tau
     if least <= 0:
         return problem
     few = problem.heavy(M, least)

@@ -22,11 +22,12 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 import plot
+from experiment import refuse
 from optimizer import Rounding
 from sdp import goemans_williamson, solve_sdp, upper_bound
 from search import derandomize_within
 from study import EXCHANGE
-from sweep import table
+from sweep import report, table
 from utilities import EXACT_LIMIT, Graph, exact_maxcut, from_networkx, make_graph, random_graph, read_graph, threads
 
 OUT = Path(__file__).parent / "figures"
@@ -144,11 +145,8 @@ def cuts(
             + [f"{gw:.10g} ({gw / reference:.2%})", f"{gw_seconds:.2g}", exchange, exchange_seconds]
             + [f"{sdp_seconds:.2g}", "yes" if certified else "no"]
         )
-    out.mkdir(parents=True, exist_ok=True)
-    text, name = table(header, body), f"benchmark_{folder.name if folder else 'cuts'}"
-    (out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
-    plot.save(plot.gaps(gaps, baselines, max(seconds)), out, name)
-    print(f"{text}\n\nfiles: {out.resolve() / name}.png, .pdf, .md")
+    name = f"benchmark_{folder.name if folder else 'cuts'}"
+    report(name, table(header, body), plot.gaps(gaps, baselines, max(seconds)), out)
 
 
 INDEXED = {"index_select": (0, 2), "index_add_": (0, 2), "_embedding_bag": (0, 1), "sparse_sampled_addmm": (2, 0)}
@@ -231,23 +229,16 @@ def steps(
             + [rate / 1e9, f"{rate / speed:.0%}"]
         )
     header = ["vertices", "edges", "ms a step", "ns an edge", "bytes an edge", "GB/s", "of the memory's bandwidth"]
-    text = table(header, body)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "benchmark_steps.md").write_text(text + "\n", encoding="utf-8")
-    plot.save(plot.steps(*zip(*times, strict=True)), out, "benchmark_steps")
+    report("benchmark_steps", table(header, body), plot.steps(*zip(*times, strict=True)), out)
     slope = np.polyfit(*np.log(np.array(times)).T, 1)[0] if len(times) > 1 else float("nan")
-    print(
-        f"{text}\n\nmemory bandwidth of a copy: {speed / 1e9:.1f} GB/s with {cores} threads; "
-        f"time grows like edges^{slope:.2f}\nfiles: {out.resolve() / 'benchmark_steps'}.png, .pdf, .md"
-    )
+    print(f"a copy's bandwidth is {speed / 1e9:.1f} GB/s with {cores} threads; time grows like edges^{slope:.2f}")
 
 
 if __name__ == "__main__":
     try:
         tyro.extras.subcommand_cli_from_dict({"cuts": cuts, "steps": steps}, description=__doc__)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(refuse(error))
     except KeyboardInterrupt:
         print("interrupted: nothing is saved", file=sys.stderr)
         sys.exit(130)

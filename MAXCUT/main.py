@@ -4,26 +4,19 @@ Run it as it is for the paper's graph and figures 4 and 5; edit the defaults bel
 """
 
 import json
-import os
-import platform
-import sys
-import tempfile
 import time
-import warnings
 from dataclasses import asdict, dataclass, replace
-from math import isfinite
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
-import networkx
 import numpy as np
-import scipy
 import torch
-import tyro
 from tqdm import tqdm
 
+import experiment
 import plot
+import style
+from experiment import Checkpoint, identity, print_summary, provenance, refuse, whole_files, writable
 from optimizer import derandomize
 from sdp import goemans_williamson, sdp_value, solve_sdp, upper_bound
 from search import Search, derandomize_within
@@ -79,28 +72,27 @@ class Config:
     """seed of everything random but the graph"""
     device: str = "cpu"
     """cpu, cuda, cuda:1, …"""
+    checkpoint: Path | None = None
+    """file to keep the run's state in as it goes"""
+    resume: Path | None = None
+    """checkpoint of a run with the same flags (--seconds may be more) to go on from, and to keep"""
     out: Path = Path(__file__).parent / "figures"
     """folder for the figures, cut.txt, history.npz and results.json"""
 
 
 def check(config: Config) -> None:
     """Raise ValueError, naming flag, value and what is allowed, for a hyperparameter out of its range."""
-    for name in ("epsilon", "lr", "lam", "rho"):
-        if not (getattr(config, name) > 0 and isfinite(getattr(config, name))):
-            raise ValueError(f"--{name} is {getattr(config, name)}; it must be a positive number")
-    for name, least in dict(draws=2, steps=1, patience=1, rank=1, roundings=1, growth=1, radius=0).items():
-        if not (getattr(config, name) >= least and isfinite(getattr(config, name))):
-            raise ValueError(f"--{name} is {getattr(config, name)}; it must be at least {least}")
-    if config.seconds is not None and not (config.seconds > 0 and isfinite(config.seconds)):
-        raise ValueError(f"--seconds is {config.seconds}; it must be a positive number")
-    if not 0 <= config.momentum < 1:
-        raise ValueError(f"--momentum is {config.momentum}; it must lie in [0, 1)")
-    if not 0 <= config.seed < 2**63:
-        raise ValueError(f"--seed is {config.seed}; it must be a whole number from 0 to 2^63 − 1")
-    try:
-        torch.zeros(1, device=config.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {config.device} is not to be had here: {str(error).splitlines()[0]}") from None
+    experiment.check(config, ("epsilon", "seconds"), dict(draws=2, rank=1, roundings=1, growth=1))
+
+
+def read(config: Config) -> Graph:
+    """The graph.
+
+    Raises:
+        ValueError: the file is no graph, or the random graph can't be made.
+        OSError: the file cannot be read.
+    """
+    return random_graph(config.n, config.p, config.graph_seed) if config.graph is None else read_graph(config.graph)
 
 
 def hyperparameters(graph: Graph, config: Config) -> dict[str, object]:
@@ -127,23 +119,18 @@ def main(config: Config) -> int:
     """Run the experiment, save its files, print the summary; returns the exit status."""
     try:
         check(config)
-        if config.graph is None:
-            graph = random_graph(config.n, config.p, config.graph_seed)
-        else:
-            graph = read_graph(config.graph)
-        config.out.mkdir(parents=True, exist_ok=True)
-        if not os.access(config.out, os.W_OK):
-            raise PermissionError(f"--out {config.out} can't be written to; give another folder")
+        graph = read(config)
+        writable(config.out)
+        checkpoint = Checkpoint(config.checkpoint, config.resume, identity(config, graph.i, graph.j, graph.w))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refuse(error)
     cores = torch.get_num_threads()
     torch.set_num_threads(threads(graph, cores))
     torch.set_flush_denormal(True)  # densities of decided vertices underflow, and subnormal numbers are slow
     graph = graph.to(config.device)
     generator = torch.Generator(config.device).manual_seed(config.seed)
 
-    clock = [time.perf_counter()]
+    clock = [time.perf_counter() - checkpoint.elapsed]
     with tqdm(desc="SDP", unit=" steps", disable=None, leave=False) as bar:
         V = solve_sdp(graph, generator=generator, progress=lambda _: bar.update(10))
     bound = upper_bound(graph, V)
@@ -159,13 +146,13 @@ def main(config: Config) -> int:
         def progress(step: int, history: dict[str, list[float]]) -> None:
             latest = f"E[cut] {history['expected_cut'][-1]:.6g}, σ {history['sigma'][-1]:.1e}"
             bar.set_postfix_str(latest, refresh=False)
-            bar.update()
+            bar.update(step - bar.n)
 
         def searching(elapsed: float, best: float) -> None:
             time_bar.set_postfix_str(f"cut {best:.10g}, {best / bound:.2%} of the bound", refresh=False)
             time_bar.update(round(elapsed, 1) - time_bar.n)
 
-        options = hyperparameters(graph, config) | dict(progress=progress)
+        options = hyperparameters(graph, config) | dict(checkpoint=checkpoint, progress=progress)
         if config.seconds is None:
             result = derandomize(graph, V, **options)
         else:
@@ -195,9 +182,7 @@ def main(config: Config) -> int:
         figures["graph"] = plot.graph(graph, s, result.cut)
     results = {
         "experiment": "MAXCUT",
-        "config": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
-        "versions": {"python": platform.python_version()}
-        | {module.__name__: module.__version__ for module in (torch, np, scipy, networkx, matplotlib)},
+        **provenance(config),
         "seconds": clock[-1] - clock[0],
         "descents": 1 + (found.descents if found else 0),
         "steps": result.steps,
@@ -215,51 +200,44 @@ def main(config: Config) -> int:
         "sigma": result.sigma,
     }
     improvements = dict(search_seconds=found.seconds, search_cut=found.best) if found else {}
-    with tempfile.TemporaryDirectory(dir=config.out, prefix=".") as staging:
-        folder = Path(staging)
-        for name, figure in figures.items():
-            plot.save(figure, folder, name)
-        np.savetxt(folder / "cut.txt", s > 0, fmt="%d")
-        if graph.names:
-            (folder / "vertices.txt").write_text("\n".join(graph.names) + "\n", encoding="utf-8")
-        np.savez(folder / "history.npz", **result.history, kicks=result.kicks, gw=gw, **improvements)
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        for file in folder.iterdir():
-            os.replace(file, config.out / file.name)
+    try:
+        with whole_files(config.out) as folder:
+            for name, figure in figures.items():
+                style.save(figure, folder, name)
+            np.savetxt(folder / "cut.txt", s > 0, fmt="%d")
+            if graph.names:
+                (folder / "vertices.txt").write_text("\n".join(graph.names) + "\n", encoding="utf-8")
+            np.savez(folder / "history.npz", **result.history, kicks=result.kicks, gw=gw, **improvements)
+            (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        return refuse(error)
 
     interrupted = result.interrupted or (found is not None and found.interrupted)
     if interrupted:
         print(f"interrupted after {clock[2] - clock[0]:.1f} s: what follows, and is saved, is the best cut so far")
     sdp_seconds, pgd_seconds, gw_seconds = np.diff(clock)
-    print(
-        f"graph        {graph.n} vertices, {graph.m} edges\n"
-        f"cut          {result.cut:.10g}"
-        + (
-            f", the optimum is {optimum:.10g}\n"
-            if optimum is not None
-            else f", {result.cut / bound:.2%} of the bound\n"
-        )
-        + f"upper bound  {bound:.10g} (SDP value {results['sdp_value']:.10g})\n"
-        f"Goemans–W.   mean {gw.mean():.6g}, best of {len(gw)} {gw.max():.10g}\n"
-        f"rounding     σ = {result.sigma:.1e} after {result.steps} steps and {len(result.kicks)} perturbations\n"
-        + (
-            f"search       {found.best[0]:.10g} → {found.best[-1]:.10g} in {found.descents} more descents, "
-            f"the last gain after {found.seconds[-1]:.1f} s\n"
-            if found
-            else ""
-        )
-        + f"certificate  {result.certificate}\n"
-        f"seconds      {clock[-1] - clock[0]:.2f}: SDP and bound {sdp_seconds:.2f}, PGD and certificate "
-        f"{pgd_seconds:.2f}, Goemans–Williamson {gw_seconds:.2f}\n"
-        f"files        {config.out.resolve()}"
+    beside = f"{result.cut / bound:.2%} of the bound" if optimum is None else f"the optimum is {optimum:.10g}"
+    lines = {
+        "graph": f"{graph.n} vertices, {graph.m} edges",
+        "cut": f"{result.cut:.10g}, {beside}",
+        "upper bound": f"{bound:.10g} (SDP value {results['sdp_value']:.10g})",
+        "Goemans–W.": f"mean {gw.mean():.6g}, best of {len(gw)} {gw.max():.10g}",
+        "rounding": f"σ = {result.sigma:.1e} after {result.steps} steps and {len(result.kicks)} perturbations",
+    }
+    if found is not None:
+        gains = f"{found.best[0]:.10g} → {found.best[-1]:.10g} in {found.descents} more descents"
+        lines["search"] = f"{gains}, the last gain after {found.seconds[-1]:.1f} s"
+    print_summary(
+        lines
+        | {
+            "certificate": str(result.certificate),
+            "seconds": f"{clock[-1] - clock[0]:.2f}: SDP and bound {sdp_seconds:.2f}, PGD and certificate "
+            f"{pgd_seconds:.2f}, Goemans–Williamson {gw_seconds:.2f}",
+            "files": str(config.out.resolve()),
+        }
     )
     return 130 if interrupted else 0
 
 
 if __name__ == "__main__":
-    warnings.formatwarning = lambda message, *_: f"note: {message}\n"
-    try:
-        sys.exit(main(tyro.cli(Config, description=__doc__)))
-    except KeyboardInterrupt:
-        print("interrupted before the files were written: nothing is saved", file=sys.stderr)
-        sys.exit(130)
+    experiment.command_line(main, Config, __doc__)

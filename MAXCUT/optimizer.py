@@ -11,13 +11,14 @@ vertex. Signs don't mind the scaling, so that the lemma holds for the scaled var
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
-from math import log, pi, sqrt
+from math import isfinite, log, pi, sqrt
 
 import numpy as np
 import torch
 from scipy.special import owens_t
 from torch import Tensor
 
+from experiment import Checkpoint, State, random_state, restore_random_state
 from pgd import PGD, Certificate, certify
 from sdp import principal
 from utilities import Graph, cut_values, weighted_sums
@@ -304,6 +305,7 @@ def derandomize(
     improve: Callable[[np.ndarray], np.ndarray] | None = None,
     snapshots: int = 100,
     generator: torch.Generator | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: Callable[[int, dict[str, list[float]]], None] = lambda step, history: None,
 ) -> Result:
     """PGD on f from the SDP's vectors V and μ = 0, with λ growing from lam/growth to lam over the first 60 % of steps.
@@ -325,14 +327,18 @@ def derandomize(
         improve: takes the cut that the run ended with, returns one at least as good, and PGD ends at an SOSP there.
         snapshots: number of points in the history, about.
         generator: of all randomness.
+        checkpoint: keeps the state of the descent; a descent that it has is gone on with.
         progress: called after every step with its number and the history so far.
+
+    Raises:
+        FloatingPointError: the gradient, or the objective at the end, is no longer finite.
     """
     # Single precision nearly halves the time of a step on a large graph; on a small one it saves nothing.
     exact = Rounding(graph, epsilon)
     problem = exact.to(torch.float32) if graph.m > 10_000 else exact
     V = (principal(V, rank).to(problem.w) * problem.root_d.to(problem.w)[:, None]).requires_grad_()
     mu = torch.zeros_like(V[:, 0]).requires_grad_()
-    lam_t, ramp = lam, max(1, round(0.6 * steps))
+    lam_t = lam
 
     def objective() -> Tensor:
         return exact.objective(V.double(), mu.double(), lam_t)
@@ -350,10 +356,21 @@ def derandomize(
         options = dict(rho=rho, radius=radius, momentum=momentum, patience=patience, objective=second_order)
         return PGD([V, mu], lr=lr, generator=generator, **options)
 
-    pgd = optimizer()
+    pgd, checkpoint = optimizer(), checkpoint or Checkpoint()
     pgd.perturb()
     kicks, interrupted, step = [0], False, 0
     history: dict[str, list[float]] = {name: [] for name in HISTORY}
+
+    def state() -> State:
+        tensors = dict(V=V.detach(), mu=mu.detach(), random=random_state(generator))
+        return dict(step=step, steps=steps, kicks=kicks, history=history, pgd=pgd.state_dict(), **tensors)
+
+    if (kept := checkpoint.resumed("descent")) is not None:
+        step, steps, kicks, history = kept["step"], kept["steps"], kept["kicks"], kept["history"]
+        pgd.load_state_dict(kept["pgd"])
+        restore_random_state(generator, kept["random"])
+        V.data, mu.data = kept["V"].to(V), kept["mu"].to(V)
+    ramp = max(1, round(0.6 * steps))
 
     @torch.no_grad()
     def snapshot() -> None:
@@ -364,17 +381,24 @@ def derandomize(
         for name, value in zip(HISTORY, values, strict=True):
             history[name].append(value)
 
+    def descend() -> None:
+        pgd.step(closure)
+        if not isfinite(pgd.gradient_norm):
+            raise FloatingPointError(f"the gradient is {pgd.gradient_norm} at step {step}")
+
     try:
         while step < steps and not pgd.converged:
             lam_t = lam * growth ** (min(1, step / ramp) - 1)
             pgd.param_groups[0]["rho"] = rho if step >= ramp else 0
-            pgd.step(closure)
+            descend()
             if step % max(1, steps // snapshots) == 0:
                 snapshot()
             step += 1
             progress(step, history)
             if pgd.perturbations > len(kicks):
                 kicks.append(step)
+            checkpoint.keep("descent", state)
+        checkpoint.keep("descent", state, finished=True)
     except KeyboardInterrupt:
         interrupted = True
     lam_t = lam
@@ -389,13 +413,15 @@ def derandomize(
             mu.copy_(6 * problem.noise * s)
             pgd = optimizer()
             for _ in range(steps):
-                pgd.step(closure)
+                descend()
                 if pgd.converged:
                     break
     V, mu = (x.detach().double().requires_grad_() for x in (V, mu))
-    certificate = certify(objective, [V, mu], V, mu, lam, rho)
     with torch.no_grad():
         sigma, f = float(problem.lengths(V).max()), float(objective())
+    if not isfinite(f):
+        raise FloatingPointError(f"the objective is {f} at step {step}")
+    certificate = certify(objective, [V, mu], V, mu, lam, rho)
     return Result(
         s=s,
         cut=float(cut_values(graph, s)),

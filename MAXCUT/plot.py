@@ -1,7 +1,7 @@
-"""Figures: each function draws one from a finished run's numbers and returns it; `save` writes it."""
+"""Figures: each function draws one from a finished run's numbers and returns it."""
 
+import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib import rc_context
@@ -11,33 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from optimizer import Result
+from style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, STYLE, band, legend_below, perturbations
 from utilities import Graph
 
-# Okabe and Ito's colours, told apart by colour-blind readers.
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
-PURPLE = "#CC79A7"
+warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # of vertex names: a box will do
+
 LINES = ((BLUE, "o-"), (ORANGE, "s--"), (GREEN, "^-."), (RED, "D:"), (PURPLE, "v-"))
 """colour and style of each line of a study's figure"""
 GUARANTEE = 0.87856
 """Goemans and Williamson's: their expected cut over the relaxation's value"""
-STYLE = {
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "lines.linewidth": 2,
-    "savefig.dpi": 200,
-    "pdf.fonttype": 42,
-}
-
-
-def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write the figure as folder/name.png and folder/name.pdf, the same bytes for the same figure."""
-    with rc_context(STYLE):
-        figure.savefig(folder / f"{name}.png")
-        figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
 
 
 @rc_context(STYLE)
@@ -58,7 +40,7 @@ def cut(history: dict[str, np.ndarray], gw: np.ndarray, ceiling: float, ceiling_
     axes.axhline(gw.max(), color=GREEN, linestyle="--", label=f"Goemans–Williamson, best of {len(gw)}: {gw.max():.10g}")
     axes.axhline(gw.mean(), color=RED, linestyle=":", label=f"Goemans–Williamson, mean: {gw.mean():.6g}")
     axes.set(xlabel="iteration", ylabel="cut value")
-    _legend_below(figure)
+    legend_below(figure)
     return figure
 
 
@@ -73,10 +55,9 @@ def sigma(history: dict[str, np.ndarray], kicks: list[int]) -> Figure:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     axes.semilogy(history["step"], history["sigma"], color=BLUE)
-    for kick in kicks:
-        axes.axvline(kick, color=ORANGE, linewidth=1.5, zorder=0, label="perturbation")
+    perturbations(axes, kicks)
     axes.set(xlabel="iteration", ylabel=r"$\sigma = \max_i \|v_i\|$")
-    _legend_below(figure)
+    legend_below(figure)
     return figure
 
 
@@ -104,10 +85,10 @@ def graph(graph: Graph, s: np.ndarray, value: float) -> Figure:
     if graph.n <= 40:
         for v, (x, y) in enumerate(position):
             name = graph.names[v] if graph.names else str(v)
-            axes.annotate(name[:4], (x, y), ha="center", va="center", fontsize=8, color="black", zorder=4)
+            axes.annotate(name[:4], (x, y), ha="center", va="center", fontsize=8, zorder=4, parse_math=False)
     axes.set_axis_off()
     axes.set_aspect("equal")
-    _legend_below(figure)
+    legend_below(figure)
     return figure
 
 
@@ -131,7 +112,7 @@ def search(seconds: list[float], best: list[float], end: float, gw: float, ceili
     axes.plot([], [], " ", label=f"Goemans–Williamson's best: {gw:.10g}")
     axes.set(xlabel="seconds, the relaxation included", ylabel="cut value", xlim=(0, None))
     axes.ticklabel_format(useOffset=False)
-    _legend_below(figure)
+    legend_below(figure)
     return figure
 
 
@@ -151,9 +132,7 @@ def gaps(
     figure = Figure(figsize=(6.4, 5.2), layout="constrained")
     axes = figure.subplots()
     least = 1e-5  # a gap of 0, on a logarithmic axis
-    for color, (name, lines) in zip(
-        (BLUE, ORANGE, GREEN, RED, PURPLE, "#56B4E9"), sorted(families.items()), strict=False
-    ):
+    for color, (name, lines) in zip((BLUE, ORANGE, GREEN, RED, PURPLE, SKY), sorted(families.items()), strict=False):
         for seconds, gap in lines:
             left = np.maximum([*gap, gap[-1]], least)
             axes.step([*seconds, end], left, where="post", color=color, linewidth=1.5, label=f"ours, {name}")
@@ -162,7 +141,7 @@ def gaps(
         axes.plot(seconds, np.maximum(gap, least), marker, color=GREY, label=name)
     axes.axhline(least, color="black", linewidth=0.8, linestyle=":", label="no gap")
     axes.set(xscale="log", yscale="log", xlabel="seconds, the relaxation included", ylabel="gap to the reference")
-    _legend_below(figure)
+    legend_below(figure)
     return figure
 
 
@@ -175,7 +154,7 @@ def steps(edges: Sequence[int], seconds: Sequence[float]) -> Figure:
     linear = np.array(edges) * seconds[-1] / edges[-1]
     axes.loglog(edges, linear, "--", color=GREY, linewidth=1.2, label="proportional to the edges")
     axes.set(xlabel="edges", ylabel="seconds")
-    _legend_below(figure)
+    legend_below(figure)
     return figure
 
 
@@ -197,11 +176,10 @@ def saddle(run: Result, still: Result | None = None) -> Figure:
                 end = "an SOSP" if proof.is_sosp else stationary
                 label += rf", ends at {end}: $\lambda_{{\min}}$ = {proof.lambda_min:.1g}"
                 axes.plot(result.history["step"], result.history[name], color=color, linestyle=style, label=label)
-        for kick in run.kicks:
-            axes.axvline(kick, color=ORANGE, linewidth=1.5, zorder=0, label="perturbation")
+        perturbations(axes, run.kicks)
     panels[0].set(ylabel=r"objective $f(V, \mu)$")
     panels[1].set(ylabel=r"$\|\nabla f\|$", xlabel="iteration", yscale="log")
-    _legend_below(figure)
+    legend_below(figure)
     return figure
 
 
@@ -231,7 +209,7 @@ def smoothing(lams: Sequence[float], cut: Bands, steps: Bands, curvature: Bands,
     _plain_log(panels[1], "y")
     panels[2].set(ylabel=r"$\max(-\lambda_{\min}, 10^{-9})$ at the end", yscale="log")
     panels[2].set(xlabel=r"$\lambda$", xscale="log")
-    _legend_below(figure)
+    legend_below(figure)
     return figure
 
 
@@ -256,7 +234,7 @@ def graphs(sizes: Sequence[int], families: dict[str, Bands], exact: int) -> Figu
         _plain_log(axes, "x")
     for axes in panels[:, 0]:
         axes.set(ylabel=f"cut / optimum (n ≤ {exact})\ncut / upper bound (n > {exact})")
-    _legend_below(figure)
+    legend_below(figure)
     return figure
 
 
@@ -282,15 +260,13 @@ def escape(sizes: Sequence[int], cut: Bands, sosp: dict[str, list[float]], steps
     panels[1, 0].set_ylim(bottom=0)
     _plain_log(panels[1, 0], "x")
     _plain_log(panels[1, 1], "y")
-    _legend_below(figure)
+    legend_below(figure)
     return figure
 
 
 def _bands(axes: Axes, x: Sequence[float], bands: Bands) -> None:
-    for place, ((label, band), (color, style)) in enumerate(zip(bands.items(), LINES, strict=False)):
-        q1, median, q3 = np.array(band).reshape(-1, 3).T
-        axes.plot(x, median, style, color=color, markersize=4, zorder=3 - place / 10, label=label)
-        axes.fill_between(x, q1, q3, color=color, alpha=0.2, linewidth=0)
+    for place, ((label, quartiles), (color, style)) in enumerate(zip(bands.items(), LINES, strict=False)):
+        band(axes, x, quartiles, color, style, label, zorder=3 - place / 10)
 
 
 def _plain_log(axes: Axes, directions: str) -> None:
@@ -298,10 +274,3 @@ def _plain_log(axes: Axes, directions: str) -> None:
         axes.set(**{f"{direction}scale": "log"})
         axis = getattr(axes, f"{direction}axis")
         axis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter="{x:g}")
-
-
-def _legend_below(figure: Figure) -> None:
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    columns = 1 if len(unique) < 4 else 2
-    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=columns, fontsize=9)

@@ -19,6 +19,7 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from experiment import Checkpoint, State, random_state, restore_random_state
 from optimizer import Result, Rounding, conditional_expectations, derandomize
 from pgd import PGD
 from sdp import principal
@@ -149,6 +150,7 @@ def search(
     rank: int = 8,
     workers: int = 1,
     generator: torch.Generator | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: Callable[[float, float], None] = lambda elapsed, best: None,
 ) -> Search:
     """Descend from reheated cuts until `seconds` after `since`, until the ceiling is reached, or until Ctrl-C.
@@ -164,6 +166,7 @@ def search(
         workers: threads that descend side by side. With one, the descents are always the same, and only their number
             depends on the machine.
         generator: of all randomness.
+        checkpoint: keeps the state of the search; a search that it has is gone on with.
         progress: called after every descent with the seconds gone and the best cut.
     """
     device, copies = graph.w.device, max(1, BATCH_EDGES // graph.m)
@@ -172,7 +175,19 @@ def search(
     V = principal(V, rank).float()
     found = Search(graph, [s], [float(cut_values(graph, torch.from_numpy(s).to(device)))])
     found.seconds, found.best = [time.perf_counter() - since], list(found.cuts)
-    stop, lock = Event(), Lock()
+    stop, lock, checkpoint = Event(), Lock(), checkpoint or Checkpoint()
+
+    def state() -> State:
+        """Of the search between two descents; of those that other threads are in nothing is kept."""
+        sides = torch.from_numpy(np.array(found.s, dtype=np.int8))
+        numbers = dict(cuts=found.cuts, descents=found.descents, seconds=found.seconds, best=found.best)
+        return dict(s=sides, random=random_state(generator), **numbers)
+
+    if (kept := checkpoint.resumed("search")) is not None:
+        found.s = list(kept["s"].numpy().astype(np.float64))
+        found.cuts, found.descents = kept["cuts"], kept["descents"]
+        found.seconds, found.best = kept["seconds"], kept["best"]
+        restore_random_state(generator, kept["random"])
 
     def over() -> bool:
         return stop.is_set() or time.perf_counter() - since > seconds or max(found.cuts) >= ceiling
@@ -217,6 +232,8 @@ def search(
                     elapsed = time.perf_counter() - since
                     found.add(cut, parent, elapsed)
                     progress(elapsed, found.best[-1])
+            with lock:
+                checkpoint.keep("search", state)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the workers are the parallelism; threads within a step would wait for each other
@@ -229,6 +246,8 @@ def search(
         finally:
             stop.set()
     torch.set_num_threads(threads)
+    if not found.interrupted:
+        checkpoint.keep("search", state, finished=True)
     return found
 
 
@@ -244,13 +263,14 @@ def derandomize_within(
     rank: int = 8,
     workers: int = 1,
     generator: torch.Generator | None = None,
+    checkpoint: Checkpoint | None = None,
     searching: Callable[[float, float], None] = lambda elapsed, best: None,
     **hyperparameters: object,
 ) -> tuple[Result, Search | None]:
     """`optimizer.derandomize`, `search` from its cut until the seconds are over, and an SOSP at the best cut found.
 
     Args:
-        graph, V, seconds, since, epsilon, rank, workers, generator: as in `search`.
+        graph, V, seconds, since, epsilon, rank, workers, generator, checkpoint: as in `search`.
         bound: on every cut; a cut that reaches it, or its whole part where the weights are whole, ends the search.
         steps: of the first descent, at most; fewer where it would take more than a fifth of the time, but not fewer
             than 300.
@@ -276,19 +296,21 @@ def derandomize_within(
             rank=rank,
             workers=workers,
             generator=generator,
+            checkpoint=checkpoint,
             progress=searching,
         )
         return found.s[int(np.argmax(found.cuts))]
 
-    affordable = int(seconds / 5 / SECONDS_PER_STEP / (graph.m + 2 * graph.n))
+    affordable = seconds / 5 / SECONDS_PER_STEP / (graph.m + 2 * graph.n)
     result = derandomize(
         graph,
         V,
-        steps=min(steps, max(300, affordable)),
+        steps=int(min(steps, max(300, affordable))),
         epsilon=epsilon,
         rank=rank,
         improve=improve,
         generator=generator,
+        checkpoint=checkpoint,
         **hyperparameters,
     )
     return result, found

@@ -156,7 +156,7 @@ def smoothing(
         return {f"ε = {x:g}": [quartiles(rows, column, epsilon=x, lam=lam) for lam in lams] for x in epsilons}
 
     figure = plot.smoothing(lams, lines("cut"), lines("steps"), lines("lambda_min"), MAX_STEPS)
-    report("smoothing", table(header, body), figure, options, plot.save)
+    report("study_smoothing", table(header, body), figure, options.out)
 
 
 def planar_graph(n: int, seed: int) -> Graph:
@@ -237,7 +237,7 @@ def graphs(options: Sweep, sizes: tuple[int, ...] = (20, 22, 32, 50, 100, 200, 4
         }
         for family in FAMILIES
     }
-    report("graphs", table(header, body), plot.graphs(sizes, lines, EXACT), options, plot.save)
+    report("study_graphs", table(header, body), plot.graphs(sizes, lines, EXACT), options.out)
 
 
 WAYS = {
@@ -282,7 +282,7 @@ def escape(options: Sweep, sizes: tuple[int, ...] = (20, 50, 100, 200, 500)) -> 
 
     sosp = {way: [sosp_share(rows, n=n, way=way) for n in sizes] for way in WAYS}
     figure = plot.escape(sizes, lines("expected_cut"), sosp, lines("steps"), lines("seconds"))
-    report("escape", table(header, body), figure, options, plot.save)
+    report("study_escape", table(header, body), figure, options.out)
 
 
 if __name__ == "__main__":

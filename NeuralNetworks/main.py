@@ -4,27 +4,21 @@ Run it as it is for the paper's figures 1, 2 and 3; edit the defaults below or o
 """
 
 import json
-import os
-import platform
-import sys
-import tempfile
 import time
-import warnings
 from dataclasses import asdict, dataclass, replace
-from math import isfinite
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
 import numpy as np
-import scipy
 import torch
-import tyro
 from tqdm import tqdm
 
+import experiment
 import plot
+import style
 import toy
 from activations import ACTIVATIONS, activation
+from experiment import Checkpoint, identity, print_summary, provenance, refuse, whole_files, writable
 from model import LOSSES, Batch, Student, Teacher, cosines, effective_rank, quadrature, risk, sampled, sobol
 from train import train
 
@@ -89,22 +83,19 @@ class Config:
     """seed of everything random"""
     device: str = "cpu"
     """cpu, cuda, cuda:1, …"""
+    checkpoint: Path | None = None
+    """file to keep the run's state in as it goes"""
+    resume: Path | None = None
+    """checkpoint of a run with the same flags to go on from, and to keep"""
     out: Path = Path(__file__).parent / "figures"
     """folder for the figures, weights.npz, history.npz and results.json"""
 
 
 def check(config: Config) -> None:
     """Raise ValueError, naming flag, value and what is allowed, for a hyperparameter out of its range."""
-    for name in ("lam", "lr", "rho", "iota"):
-        value = getattr(config, name)
-        if value is not None and not (value > 0 and isfinite(value)):
-            raise ValueError(f"--{name} is {value}; it must be a positive number")
-    if config.nodes is not None and config.nodes < 2:
-        raise ValueError(f"--nodes is {config.nodes}; it must be at least 2")
-    least = dict(d=1, k=0, width=1, depth=2, nodes_across=2, samples=2, batch=1, steps=1, patience=1, radius=0, noise=0)
-    for name, bound in least.items():
-        if not (getattr(config, name) >= bound and isfinite(getattr(config, name))):
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be at least {bound}")
+    experiment.check(
+        config, ("iota",), dict(d=1, k=0, width=1, depth=2, nodes=2, nodes_across=2, samples=2, batch=1, noise=0)
+    )
     if config.k > config.d:
         raise ValueError(f"--k is {config.k} and --d is {config.d}; the teacher can use at most d directions")
     for name in ("activation", "teacher"):
@@ -114,14 +105,6 @@ def check(config: Config) -> None:
         raise ValueError(f"--risk quadrature needs --d of at most 3, not {config.d}; take --risk sobol or sampled")
     if config.samples & (config.samples - 1):
         raise ValueError(f"--samples is {config.samples}; it must be a power of two")
-    if config.momentum is not None and not 0 <= config.momentum < 1:
-        raise ValueError(f"--momentum is {config.momentum}; it must lie in [0, 1)")
-    if not 0 <= config.seed < 2**63:
-        raise ValueError(f"--seed is {config.seed}; it must be a whole number from 0 to 2^63 − 1")
-    try:
-        torch.zeros(1, device=config.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {config.device} is not to be had here: {str(error).splitlines()[0]}") from None
 
 
 def complete(config: Config) -> Config:
@@ -139,13 +122,11 @@ def main(config: Config) -> int:
     """Run the experiment, save its files, print the summary; returns the exit status."""
     try:
         check(config)
-        config.out.mkdir(parents=True, exist_ok=True)
-        if not os.access(config.out, os.W_OK):
-            raise PermissionError(f"--out {config.out} can't be written to; give another folder")
+        config = complete(config)
+        writable(config.out)
+        checkpoint = Checkpoint(config.checkpoint, config.resume, identity(config))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    config = complete(config)
+        return refuse(error)
     generator = torch.Generator(config.device).manual_seed(config.seed)
     teacher = Teacher(
         cosines(config.d).to(config.device), config.k, activation(config.teacher, config.iota), config.noise
@@ -162,7 +143,7 @@ def main(config: Config) -> int:
     def labelled(points: tuple[torch.Tensor, torch.Tensor]) -> Batch:
         return teacher.labelled(*(x.to(config.device) for x in points))
 
-    start = time.perf_counter()
+    start = time.perf_counter() - checkpoint.elapsed
     if config.d <= 3:
         rules = [[m * config.nodes] * config.k + [m * config.nodes_across] * (n - config.k) for m in (1, 2)]
         exact, test = (labelled(quadrature(rule)) for rule in rules)
@@ -196,11 +177,12 @@ def main(config: Config) -> int:
                 steps=config.steps,
                 anneal=config.anneal,
                 generator=generator,
+                checkpoint=checkpoint,
                 progress=progress,
             )
     except FloatingPointError as error:
-        print(f"error: {error}: the run diverges with --lr {config.lr:g}; try --lr {config.lr / 10:g}", file=sys.stderr)
-        return 2
+        diverged = f"{error}: the run diverges with --lr {config.lr:g}; try --lr {config.lr / 10:g}"
+        return refuse(FloatingPointError(diverged))
     seconds, history, certificate = time.perf_counter() - start, result.history, result.certificate
 
     W = student.W.detach()
@@ -230,9 +212,7 @@ def main(config: Config) -> int:
             figures[name] = plot.toy(toy.LAMBDAS, w, curve_lams, curve, title)
     results = {
         "experiment": "NeuralNetworks",
-        "config": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
-        "versions": {"python": platform.python_version()}
-        | {module.__name__: module.__version__ for module in (torch, np, scipy, matplotlib)},
+        **provenance(config),
         "seconds": seconds,
         "steps": result.steps,
         "perturbations": len(result.kicks),
@@ -250,46 +230,44 @@ def main(config: Config) -> int:
         "effective_rank": effective_rank(W),
         "toy_error": toys,
     }
-    with tempfile.TemporaryDirectory(dir=config.out, prefix=".") as staging:
-        folder = Path(staging)
-        for name, figure in figures.items():
-            plot.save(figure, folder, name)
-        if config.d == 2:
-            plot.animate(history, u, folder / "fig3_weights.gif")
-        parameters = {name: x.detach().cpu().numpy() for name, x in student.named_parameters()}
-        np.savez(folder / "weights.npz", **parameters, U=U.cpu().numpy(), W_initial=W_initial.cpu().numpy())
-        np.savez(folder / "history.npz", **history, kicks=result.kicks)
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        for file in folder.iterdir():
-            os.replace(file, config.out / file.name)
+    parameters = {name: x.detach().cpu().numpy() for name, x in student.named_parameters()}
+    try:
+        with whole_files(config.out) as folder:
+            for name, figure in figures.items():
+                style.save(figure, folder, name)
+            if config.d == 2:
+                plot.animate(history, u, folder / "fig3_weights.gif")
+            np.savez(folder / "weights.npz", **parameters, U=U.cpu().numpy(), W_initial=W_initial.cpu().numpy())
+            np.savez(folder / "history.npz", **history, kicks=result.kicks)
+            (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        return refuse(error)
 
     if result.interrupted:
         print(f"interrupted after {result.steps} steps: what follows, and is saved, is where the run was")
-    print(
-        f"student      depth {config.depth}, width {config.width}, {config.activation}, "
-        f"{sum(x.numel() for x in student.parameters() if x.requires_grad)} parameters trained\n"
-        f"‖W⊥‖         {results['w_perp_initial']:.3g} → {results['w_perp']:.2g} after {result.steps} steps "
-        f"and {len(result.kicks)} perturbation{'s' * (len(result.kicks) != 1)}\n"
-        f"‖W∥‖         {history['w_parallel'][0]:.3g} → {results['w_parallel']:.3g}\n"
-        f"rank         effective rank of W {effective_rank(W_initial):.3f} → {results['effective_rank']:.3f}, "
-        f"the teacher's is {config.k}\n"
-        f"risk         {train_risk:.3g} in training, {test_risk:.3g} in the test; "
-        f"the labels' variance is {label_variance:.3g}\n"
-        f"certificate  {str(certificate).replace('‖W‖', '‖W⊥‖')}"
-    )
+    trained = sum(x.numel() for x in student.parameters() if x.requires_grad)
+    lines = {
+        "student": f"depth {config.depth}, width {config.width}, {config.activation}, {trained} parameters trained",
+        "‖W⊥‖": f"{results['w_perp_initial']:.3g} → {results['w_perp']:.2g} after {result.steps} steps "
+        f"and {len(result.kicks)} perturbation{'s' * (len(result.kicks) != 1)}",
+        "‖W∥‖": f"{history['w_parallel'][0]:.3g} → {results['w_parallel']:.3g}",
+        "rank": f"effective rank of W {effective_rank(W_initial):.3f} → {results['effective_rank']:.3f}, "
+        f"the teacher's is {config.k}",
+        "risk": f"{train_risk:.3g} in training, {test_risk:.3g} in the test; "
+        f"the labels' variance is {label_variance:.3g}",
+        "certificate": str(certificate).replace("‖W‖", "‖W⊥‖"),
+    }
     for name, error in toys.items():
-        print(f"{name.split('_')[0]:13}PGD's w* is the global minimizer to {error:.0e} for λ from 10⁻⁶ to 10")
-    print(
-        f"seconds      {seconds:.2f}: PGD {history['seconds'][-1]:.2f}, the rest for the certificate and snapshots\n"
-        f"files        {config.out.resolve()}"
+        lines[name.split("_")[0]] = f"PGD's w* is the global minimizer to {error:.0e} for λ from 10⁻⁶ to 10"
+    print_summary(
+        lines
+        | {
+            "seconds": f"{seconds:.2f}: PGD {history['seconds'][-1]:.2f}, the rest for the certificate and snapshots",
+            "files": str(config.out.resolve()),
+        }
     )
     return 130 if result.interrupted else 0
 
 
 if __name__ == "__main__":
-    warnings.formatwarning = lambda message, *_: f"note: {message}\n"
-    try:
-        sys.exit(main(tyro.cli(Config, description=__doc__)))
-    except KeyboardInterrupt:
-        print("interrupted before the files were written: nothing is saved", file=sys.stderr)
-        sys.exit(130)
+    experiment.command_line(main, Config, __doc__)

@@ -51,6 +51,8 @@ class PGD(torch.optim.Optimizer):
         ValueError: an argument out of its range.
     """
 
+    _OWN = ("gradient_norm", "perturbations", "converged", "_t", "_t_noise", "_x", "_f")
+
     def __init__(
         self,
         params: Iterable[Tensor],
@@ -85,6 +87,23 @@ class PGD(torch.optim.Optimizer):
         params = param_group["params"]
         params = [params] if isinstance(params, Tensor) else list(params)
         self.param_groups.append(self.defaults | param_group | {"params": params})
+
+    def state_dict(self) -> dict[str, object]:
+        """All that further steps depend on besides the parameters, the closure and the generator."""
+        group = self.param_groups[0]
+        return {
+            "group": {name: value for name, value in group.items() if name != "params"},
+            "velocity": [self.state[x].get("velocity") for x in group["params"]],
+            "own": {name: getattr(self, name) for name in self._OWN},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """Go on where the PGD was whose `state_dict` this is."""
+        self.param_groups[0].update(state_dict["group"])
+        for x, velocity in zip(self.param_groups[0]["params"], state_dict["velocity"], strict=True):
+            self.state[x] = {} if velocity is None else {"velocity": velocity.clone()}
+        for name in self._OWN:
+            setattr(self, name, state_dict["own"][name])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor | Callable[[], float]]) -> Tensor | Callable[[], float]:

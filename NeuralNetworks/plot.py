@@ -1,4 +1,4 @@
-"""Figures: each function draws one from a finished run's numbers and returns it; `save` writes it."""
+"""Figures: each function draws one from a finished run's numbers and returns it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,30 +12,12 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-# Okabe and Ito's colours, told apart by colour-blind readers.
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
+from style import BLUE, GREEN, GREY, ORANGE, RED, STYLE, band, legend_below, perturbations
+
 FADE = LinearSegmentedColormap.from_list("fade", [RED, BLUE])
-STYLE = {
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "lines.linewidth": 2,
-    "savefig.dpi": 200,
-    "pdf.fonttype": 42,
-}
 Band = Sequence[tuple[float, float, float]]
 """first quartile, median and third quartile at each x"""
 LEFT = r"$\|W_\perp\|_F$ / $\|W_\perp\|_F$ at the start"
-
-
-def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write the figure as folder/name.png and folder/name.pdf, the same bytes for the same figure."""
-    with rc_context(STYLE):
-        figure.savefig(folder / f"{name}.png")
-        figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
 
 
 @rc_context(STYLE)
@@ -54,7 +36,7 @@ def toy(lams: np.ndarray, w: np.ndarray, curve_lams: np.ndarray, curve: np.ndarr
     axes.set(xscale="log", xlabel=r"$\lambda$", ylabel=r"$|w^*|$", title=title)
     axes.set_yscale("symlog", linthresh=1e-3)
     axes.set_ylim(-2e-4, 1)
-    _legend_below(figure, columns=2)
+    legend_below(figure, columns=2)
     return figure
 
 
@@ -83,7 +65,7 @@ def weights(history: dict[str, np.ndarray], u: np.ndarray | None, trajectories: 
     axes.scatter(*W[0].T, s=9, color=RED, linewidths=0, alpha=0.6, label="initialized", rasterized=True)
     axes.scatter(*W[-1].T, s=9, color=BLUE, linewidths=0, label="trained", zorder=3, rasterized=True)
     _square(axes, max(np.abs(W[[0, -1]]).max(), np.quantile(np.abs(paths), 0.9995)))
-    _legend_below(figure, columns=3)
+    legend_below(figure, columns=3)
     return figure
 
 
@@ -127,10 +109,9 @@ def norms(history: dict[str, np.ndarray], kicks: list[int], bound: float | None)
         axes.axhline(
             bound, color="black", linestyle="--", linewidth=1.2, label=rf"the lemma: $\|W_\perp\|_F$ ≤ {bound:.1e} here"
         )
-    for kick in kicks:
-        axes.axvline(kick, color=ORANGE, linewidth=1.5, zorder=0, label="perturbation")
+    perturbations(axes, kicks)
     axes.set(yscale="log", xlabel="step", ylabel="norm of the first layer's weights")
-    _legend_below(figure, columns=2)
+    legend_below(figure, columns=2)
     return figure
 
 
@@ -151,7 +132,7 @@ def spectrum(before: np.ndarray, after: np.ndarray, k: int) -> Figure:
     axes.axvline(k + 0.5, color=GREY, linestyle=":", label=f"the teacher uses {k} direction{'s' * (k != 1)}")
     axes.set(yscale="log", xlabel="index", ylabel=r"singular value of $W$")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    _legend_below(figure, columns=3)
+    legend_below(figure, columns=3)
     return figure
 
 
@@ -177,14 +158,14 @@ def study_lemma(
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels: np.ndarray = figure.subplots(1, len(xs), sharey=True)
     for axes, x, norm, bound, line, label in zip(panels, xs, w_perp, measured, lemma, labels, strict=True):
-        _band(axes, x, norm, BLUE, "o-", r"$\|W_\perp\|_F$")
+        band(axes, x, norm, BLUE, "o-", r"$\|W_\perp\|_F$")
         axes.axhline(start, color=GREY, linestyle=":", label=r"$\|W_\perp\|_F$ as initialized")
-        _band(axes, x, bound, ORANGE, "s--", "the lemma's bound, gradient and Hessian measured")
+        band(axes, x, bound, ORANGE, "s--", "the lemma's bound, gradient and Hessian measured")
         axes.plot(x, line, color="black", linewidth=1.2, label=r"the lemma's bound, $K = 1$, where there is one")
         axes.set(xscale="log", yscale="log", xlabel=label)
         axes.set_ylim(bottom=1e-6)  # at the smallest λ the band goes on, to rounding errors
     panels[0].set(ylabel=r"$\|W_\perp\|_F$ at the end")
-    _legend_below(figure, columns=2)
+    legend_below(figure, columns=2)
     return figure
 
 
@@ -208,7 +189,7 @@ def study_inputs(left: dict[str, tuple[float, float, float]], covered: int) -> F
         axes.errorbar(median[chosen], places[chosen], xerr=errors, fmt="o", color=color, capsize=4, label=label)
     axes.set(xscale="log", xlabel=LEFT, yticks=places, yticklabels=list(left))
     axes.invert_yaxis()
-    _legend_below(figure, columns=2)
+    legend_below(figure, columns=2)
     return figure
 
 
@@ -224,12 +205,12 @@ def study_architecture(xs: dict[str, list[int]], left: dict[str, Band], base: di
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     panels: np.ndarray = figure.subplots(1, len(xs), sharey=True)
     for axes, (name, x) in zip(panels, xs.items(), strict=True):
-        _band(axes, x, left[name], BLUE, "o-", "median, quartiles")
+        band(axes, x, left[name], BLUE, "o-", "median, quartiles")
         axes.axvline(base[name], color=GREY, linestyle=":", zorder=1, label="the setting that the panels share")
         axes.set(yscale="log", xlabel={"k": "directions $k$", "d": "dimension $d$"}.get(name, name))
         _whole_numbers(axes, x, log=name != "depth")
     panels[0].set(ylabel=LEFT)
-    _legend_below(figure, columns=2)
+    legend_below(figure, columns=2)
     return figure
 
 
@@ -238,13 +219,13 @@ def study_iota(iotas: Sequence[float], left: Band, risk: Band) -> Figure:
     """Study `iota`: what is left of ‖W⊥‖, and the risk, against ι; the last of each is plain ReLU's."""
     figure = Figure(figsize=(8.4, 3.8), layout="constrained")
     panels: np.ndarray = figure.subplots(1, 2)
-    for axes, band, ylabel in zip(panels, (left, risk), (LEFT, "excess risk / label variance"), strict=True):
-        _level(axes, band[-1], ORANGE, "ReLU")
-        _band(axes, iotas, band[:-1], BLUE, "o-", r"ReLU$_\iota$")
+    for axes, values, ylabel in zip(panels, (left, risk), (LEFT, "excess risk / label variance"), strict=True):
+        _level(axes, values[-1], ORANGE, "ReLU")
+        band(axes, iotas, values[:-1], BLUE, "o-", r"ReLU$_\iota$")
         axes.set(xlabel=r"$\iota$", ylabel=ylabel)
         axes.set_ylim(bottom=0)
         _whole_numbers(axes, iotas, log=True)
-    _legend_below(figure, columns=2)
+    legend_below(figure, columns=2)
     return figure
 
 
@@ -258,18 +239,12 @@ def study_samples(points: Sequence[int], left: dict[float, Band]) -> Figure:
     """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    for (noise, band), color, style in zip(left.items(), (BLUE, ORANGE), ("o-", "s-"), strict=True):
-        _level(axes, band[-1], color, f"label noise {noise:g}, fresh points")
-        _band(axes, points, band[:-1], color, style, f"label noise {noise:g}, the same $N$ points")
+    for (noise, values), color, style in zip(left.items(), (BLUE, ORANGE), ("o-", "s-"), strict=True):
+        _level(axes, values[-1], color, f"label noise {noise:g}, fresh points")
+        band(axes, points, values[:-1], color, style, f"label noise {noise:g}, the same $N$ points")
     axes.set(xscale="log", yscale="log", xlabel="$N$", ylabel=LEFT)
-    _legend_below(figure, columns=2)
+    legend_below(figure, columns=2)
     return figure
-
-
-def _band(axes: Axes, x: Sequence[float], band: Band, color: str, style: str, label: str) -> None:
-    q1, median, q3 = np.array(band).T
-    axes.plot(x, median, style, color=color, markersize=4, label=label)
-    axes.fill_between(x, q1, q3, color=color, alpha=0.2, linewidth=0)
 
 
 def _level(axes: Axes, quartiles: tuple[float, float, float], color: str, label: str) -> None:
@@ -292,9 +267,3 @@ def _line(axes: Axes, u: np.ndarray | None) -> None:
 def _square(axes: Axes, limit: float) -> None:
     limit = 1.05 * limit
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel=r"$w_1$", ylabel=r"$w_2$")
-
-
-def _legend_below(figure: Figure, columns: int = 1) -> None:
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=columns, fontsize=9)

@@ -243,7 +243,7 @@ def lemma(options: Sweep) -> None:
         [r"$\lambda$, at $\rho = \lambda/5$", *(rf"$\rho$, at $\lambda = 10^{{{log10(lam):g}}}$" for lam in RHOS)],
         start=quartiles(rows, "w_perp_initial")[1],
     )
-    report("lemma", table(header, body), figure, options, plot.save)
+    report("study_lemma", table(header, body), figure, options.out)
 
 
 def inputs(options: Sweep) -> None:
@@ -257,7 +257,7 @@ def inputs(options: Sweep) -> None:
     rows = sweep(learn, cases, "inputs", options)
     body = [[name, *measured(rows, dict(inputs=name))] for name in INPUTS]
     figure = plot.study_inputs({line[0]: line[1] for line in body}, covered=COVERED)
-    report("inputs", table(["inputs", *MEASURED.values()], body), figure, options, plot.save)
+    report("study_inputs", table(["inputs", *MEASURED.values()], body), figure, options.out)
 
 
 def architecture(options: Sweep) -> None:
@@ -276,7 +276,7 @@ def architecture(options: Sweep) -> None:
     body = [[name, value, runs(name, value), *measured(rows, {name: value})] for name, value in settings]
     bands = {name: [line[3] for line in body if line[0] == name] for name in factors}
     figure = plot.study_architecture({name: list(values) for name, values in factors.items()}, bands, BASE)
-    report("architecture", table(["factor", "value", "runs", *MEASURED.values()], body), figure, options, plot.save)
+    report("study_architecture", table(["factor", "value", "runs", *MEASURED.values()], body), figure, options.out)
 
 
 def iota(options: Sweep) -> None:
@@ -285,7 +285,7 @@ def iota(options: Sweep) -> None:
     rows = sweep(learn, cases, "iota", options)
     body = [[f"ReLU_{value:g}" if value < inf else "ReLU", *measured(rows, dict(iota=value))] for value in IOTAS]
     figure = plot.study_iota(IOTAS[:-1], [line[1] for line in body], [line[3] for line in body])
-    report("iota", table(["activation", *MEASURED.values()], body), figure, options, plot.save)
+    report("study_iota", table(["activation", *MEASURED.values()], body), figure, options.out)
 
 
 def samples(options: Sweep) -> None:
@@ -298,7 +298,7 @@ def samples(options: Sweep) -> None:
     ]
     left = {noise: [line[2] for line in body if line[0] == noise] for noise in NOISES}
     figure = plot.study_samples(POINTS[:-1], left)
-    report("samples", table(["label noise", "N", *MEASURED.values()], body), figure, options, plot.save)
+    report("study_samples", table(["label noise", "N", *MEASURED.values()], body), figure, options.out)
 
 
 if __name__ == "__main__":

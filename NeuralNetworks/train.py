@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiment import Checkpoint, State, random_state, restore_random_state
 from model import Batch, Loss, Student, parallel, perpendicular, risk
 from pgd import PGD, Certificate, certify
 
@@ -50,6 +51,7 @@ def train(
     steps: int = 10_000,
     anneal: bool = False,
     generator: torch.Generator | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: Callable[[int, float, float], None] = lambda step, objective, w_perp: None,
 ) -> Result:
     """Train, in place, every parameter of the student that requires a gradient.
@@ -68,10 +70,13 @@ def train(
         steps: at most so many.
         anneal: let lr fall linearly to 0 over the second half of the steps.
         generator: of the perturbations.
+        checkpoint: keeps the state of the training; a training that it has is gone on with, on one generator's fresh
+            batches if that is the same.
         progress: called at every snapshot.
 
     Raises:
-        FloatingPointError: the gradient is no longer finite.
+        ValueError: f is not finite where the run starts.
+        FloatingPointError: f, its gradient or its Hessian no longer is.
     """
     W, params = student.W, [x for x in student.parameters() if x.requires_grad]
     fresh = callable(data)
@@ -95,7 +100,7 @@ def train(
         momentum=momentum,
         patience=patience,
         # What descent alone gains in `patience` steps at ‖∇f‖ = rho is no escape (the threshold of Jin et al.).
-        f_decrease=-inf if fresh else patience * lr / (1 - momentum) * rho**2,
+        f_decrease=-inf if fresh else patience * lr / (1 - momentum) * rho * rho,
         objective=(lambda: objective(batch)) if escape == "curvature" else None,
         generator=generator,
     )
@@ -103,20 +108,38 @@ def train(
     history: dict[str, list] = {name: [] for name in (*HISTORY, "weights")}
     start, idle = time.perf_counter(), 0.0
 
+    def require_finite(name: str, value: float) -> None:
+        if not isfinite(value):
+            if step == 0:
+                raise ValueError(f"{name} is {value} where the run starts: the labels, λ or the network are too large")
+            raise FloatingPointError(f"{name} is {value} at step {step}")
+
     @torch.no_grad()
     def snapshot() -> None:
         nonlocal idle
         now = time.perf_counter()
         held_out_risk, W_ = float(risk(student, loss, held_out)), W.detach()
         f, perp = held_out_risk + lam * float(W_.square().sum()), float(perpendicular(W_, U).norm())
+        require_finite("the objective", f)
         row = (step, now - start - idle, f, held_out_risk, pgd.gradient_norm, perp, float(parallel(W_, U).norm()))
         for name, value in zip(HISTORY, row, strict=True):
             history[name].append(value)
         if W.shape[1] == 2:
-            history["weights"].append(W_.cpu().numpy().copy())
+            history["weights"].append(W_.cpu().clone())
         progress(step, f, perp)
         idle += time.perf_counter() - now
 
+    def state() -> State:
+        numbers = dict(step=step, due=due, kicks=kicks, history=history, seconds=time.perf_counter() - start - idle)
+        return numbers | dict(student=student.state_dict(), pgd=pgd.state_dict(), random=random_state(generator))
+
+    checkpoint = checkpoint or Checkpoint()
+    if (kept := checkpoint.resumed("training")) is not None:
+        step, due, kicks, history = (kept[name] for name in ("step", "due", "kicks", "history"))
+        start -= kept["seconds"]
+        student.load_state_dict(kept["student"])
+        pgd.load_state_dict(kept["pgd"])
+        restore_random_state(generator, kept["random"])
     try:
         while step < steps and not pgd.converged:
             if step >= due:
@@ -125,11 +148,12 @@ def train(
             if anneal:
                 pgd.param_groups[0]["lr"] = lr * min(1, 2 * (1 - step / steps))
             pgd.step(closure)
-            if not isfinite(pgd.gradient_norm):
-                raise FloatingPointError(f"the gradient is {pgd.gradient_norm} at step {step}")
+            require_finite("the gradient", pgd.gradient_norm)
             step += 1
             if pgd.perturbations > len(kicks):
                 kicks.append(step)
+            checkpoint.keep("training", state)
+        checkpoint.keep("training", state, finished=True)
     except KeyboardInterrupt:
         interrupted = True
     snapshot()
@@ -139,6 +163,7 @@ def train(
         lambda: objective(held_out), params, W, student.b, lam, rho, project=lambda W: perpendicular(W, U)
     )
     student.b.requires_grad_(b_trained)
+    require_finite("the gradient", certificate.gradient_norm)
     return Result(
         certificate=certificate,
         history={name: np.array(values) for name, values in history.items()},

@@ -1,4 +1,4 @@
-"""What holds for the repository as a whole: one pgd.py and sweep.py, self-contained folders, clean code."""
+"""What holds for the repository as a whole: the files that all folders have, self-contained folders, clean code."""
 
 import json
 import os
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(file.parent for file in ROOT.glob("*/main.py"))
 
 
-@pytest.mark.parametrize("name", ["pgd.py", "sweep.py"])
+@pytest.mark.parametrize("name", ["pgd.py", "experiment.py", "style.py", "sweep.py"])
 def test_what_every_experiment_has_is_the_same(name):
     assert len({(folder / name).read_bytes() for folder in EXPERIMENTS}) == 1
 

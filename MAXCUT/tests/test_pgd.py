@@ -1,5 +1,6 @@
 """PGD leaves strict saddles and stops at minima; the certificate agrees with the dense Hessian."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 
@@ -190,3 +191,29 @@ def test_refuses_bad_arguments_by_name(bad, word):
 def test_takes_one_parameter_group():
     with pytest.raises(ValueError, match="one parameter group"):
         PGD([{"params": [torch.zeros(1)]}, {"params": [torch.zeros(2)]}], lr=0.1, rho=1e-3, radius=0.1)
+
+
+@pytest.mark.parametrize("first", [37, 400])
+def test_a_pgd_with_the_state_of_another_goes_on_as_it_would(first):
+    def closure() -> Tensor:
+        x.grad = None
+        value = octopus(x)
+        value.backward()
+        return value
+
+    x = torch.zeros(10, requires_grad=True)
+    generator = torch.Generator().manual_seed(0)
+    pgd = PGD([x], lr=0.05, rho=1e-4, radius=1e-2, momentum=0.5, generator=generator)
+    for step in range(600):
+        if step == first:
+            there, state, random = x.detach().clone(), copy.deepcopy(pgd.state_dict()), generator.get_state()
+        pgd.step(closure)
+    end, kicks = x.detach().clone(), pgd.perturbations
+
+    x = there.requires_grad_()
+    pgd = PGD([x], lr=1.0, rho=1.0, radius=1e-2, generator=generator)
+    pgd.load_state_dict(state)
+    generator.set_state(random)
+    for _ in range(first, 600):
+        pgd.step(closure)
+    assert torch.equal(x, end) and pgd.perturbations == kicks >= 2

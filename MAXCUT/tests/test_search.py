@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import search as module
+from experiment import Checkpoint
 from sdp import solve_sdp, upper_bound
-from search import derandomize_within, search, two_flips, unite
+from search import Search, derandomize_within, search, two_flips, unite
 from utilities import cut_values, exact_maxcut, from_networkx, make_graph, random_graph
 
 
@@ -81,3 +82,28 @@ def test_it_ends_when_the_time_is_over_at_an_sosp_no_worse_than_the_first_descen
     assert result.cut == max(found.cuts) >= found.best[0] and value(graph, result.s) == result.cut <= bound
     assert result.certificate.is_sosp and result.sigma < 1e-3
     assert found.seconds[-1] <= 2.1 and found.descents > 5
+
+
+def test_a_resumed_search_makes_the_same_descents(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BATCH_EDGES", 1)
+    graph = random_graph(100, 0.15, 1)
+    V = solve_sdp(graph, generator=torch.Generator().manual_seed(0))
+    file = tmp_path / "search.pt"
+
+    def searched(descents: int, checkpoint: Checkpoint) -> Search:
+        count = []
+
+        def progress(elapsed: float, best: float) -> None:
+            count.append(best)
+            if len(count) == descents:
+                raise KeyboardInterrupt
+
+        generator = torch.Generator().manual_seed(0)
+        options = dict(generator=generator, checkpoint=checkpoint, progress=progress)
+        return search(graph, V, np.ones(100), 60, time.perf_counter(), **options)
+
+    whole = searched(40, Checkpoint())
+    searched(20, Checkpoint(file))
+    resumed = searched(40 - torch.load(file)["parts"]["search"]["descents"], Checkpoint(resume=file))
+    assert whole.descents == resumed.descents == 40 and whole.best == resumed.best and whole.cuts == resumed.cuts
+    assert all((s == t).all() for s, t in zip(whole.s, resumed.s, strict=True))

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-import plot
 import sweep as harness
 from sweep import Row, Sweep, command_line, quartiles, report, sweep, table
 
@@ -23,7 +22,8 @@ def sources(tmp_path, monkeypatch) -> Path:
     """A folder of sources that the numbers depend on, in place of the experiment's own."""
     folder = tmp_path / "sources"
     folder.mkdir()
-    shutil.copy(FOLDER / "sweep.py", folder)
+    for name in ("sweep.py", "experiment.py", "style.py"):
+        shutil.copy(FOLDER / name, folder)
     (folder / "model.py").write_text("a = 1\n")
     monkeypatch.setattr(harness, "HERE", folder)
     return folder
@@ -184,9 +184,9 @@ def test_table():
 
 
 def test_report_prints_the_table_and_writes_the_files(tmp_path, capsys):
-    report("toy", "| a |", Figure(), Sweep(out=tmp_path), plot.save)
-    assert {file.name for file in tmp_path.iterdir()} == {"study_toy.png", "study_toy.pdf", "study_toy.md"}
-    assert (tmp_path / "study_toy.md").read_text() == "| a |\n"
+    report("toy", "| a |", Figure(), tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"toy.png", "toy.pdf", "toy.md"}
+    assert (tmp_path / "toy.md").read_text() == "| a |\n"
     assert capsys.readouterr().out.startswith("| a |\n")
 
 
