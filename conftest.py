@@ -4,6 +4,7 @@ While a test file of an experiment is collected or run, `import pgd` means that 
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from hypothesis import settings
 
 os.environ["OMP_NUM_THREADS"] = "1"  # also of the programs that tests start: waiting threads make a busy machine crawl
 
+# A suite in the background ignores Ctrl-C, and the programs that it starts would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("same", deadline=None, derandomize=True, database=None)  # the same examples in every run
 settings.load_profile("same")
 

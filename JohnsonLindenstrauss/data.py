@@ -1,6 +1,10 @@
 """Data matrices: read one from a file, make the paper's, refuse what can't be worked with."""
 
-import re
+import os
+import tempfile
+import warnings
+import zipfile
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +16,11 @@ def random_data(problem: str, n: int, d: int, seed: int) -> np.ndarray:
     length 1; for "pairs" standard normal points.
 
     Raises:
-        ValueError: n < 2 or d < 1.
+        ValueError: n < 2 or d < 1, or n × d numbers are more than there is memory for.
     """
     if n < 2 or d < 1:
         raise ValueError(f"--n is {n} and --d is {d}; at least 2 points in at least 1 dimension are needed")
+    check_memory(n * d, f"--n is {n} and --d is {d}")
     draw = torch.rand if problem == "vectors" else torch.randn
     X = draw(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return (X / X.norm(dim=1, keepdim=True) if problem == "vectors" else X).numpy()
@@ -38,13 +43,21 @@ def read_matrix(name: str) -> np.ndarray:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(f"--data {name} is neither 'digits' nor a file that ends in {', '.join(READERS)}")
+    with path.open("rb"):
+        pass  # else the OSError says why not
     try:
-        X = reader(path)
-        return check_matrix(X)
-    except OSError:
-        raise
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a file is taken or refused
+            return check_matrix(reader(path))
     except Exception as error:  # parsers raise whatever they stumble on: BadZipFile, EOFError, UnicodeDecodeError, …
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(" ".join(f"{name}: {error}".split())) from error
+
+
+def check_memory(numbers: int, what: str) -> None:
+    """Raise ValueError, saying what needs them, for more float64 numbers than the machine has memory for."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 8 * numbers > memory:
+        raise ValueError(f"{what}: that needs more memory than the {memory / 1e9:.0f} GB here")
 
 
 def check_matrix(X: np.ndarray) -> np.ndarray:
@@ -58,8 +71,8 @@ def check_matrix(X: np.ndarray) -> np.ndarray:
     if X.ndim != 2:
         raise ValueError(f"its shape is {X.shape}, not that of a matrix: one row a point, one column a feature")
     if len(X) < 2 or X.shape[1] < 1:
-        raise ValueError(f"it is {X.shape[0]} × {X.shape[1]}; at least 2 rows and 1 column are needed")
-    X = X.astype(np.float64)
+        raise ValueError(f"its shape is {X.shape[0]} × {X.shape[1]}; at least 2 rows and 1 column are needed")
+    X = np.array(X, np.float64)
     bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
     if len(bad):
         raise ValueError(
@@ -69,34 +82,39 @@ def check_matrix(X: np.ndarray) -> np.ndarray:
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """The array in a .npy file; no pickles."""
-    return np.load(path, allow_pickle=False)
+    """The array in a .npy file, mapped: a header can't ask for more memory than the file is long. No pickles."""
+    return np.lib.format.open_memmap(path, mode="r")
 
 
 def read_npz(path: Path) -> np.ndarray:
     """The one array in a .npz file; no pickles."""
-    with np.load(path, allow_pickle=False) as arrays:
-        if len(arrays.files) != 1:
-            raise ValueError(f"it holds {len(arrays.files)} arrays ({', '.join(arrays.files)[:60]}); one is needed")
-        return arrays[arrays.files[0]]
+    with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
+        names = archive.namelist()
+        if len(names) != 1:
+            raise ValueError(f"it holds {len(names)} arrays ({', '.join(names)[:60]}); one is needed")
+        return np.array(read_npy(Path(archive.extract(names[0], folder))))
 
 
 def read_csv(path: Path) -> np.ndarray:
     """The numbers in a text file, one row a line; a first line that is not of numbers is taken for column names."""
-    rows: list[list[float]] = []
+    numbers, width, seen = array("d"), 0, False
     with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            fields = re.split(r"\s*[,;]\s*|\s+", line.strip())
-            if fields == [""]:
+        for count, line in enumerate(file, start=1):
+            if line.isspace():
                 continue
+            fields = line.split("," if "," in line else ";" if ";" in line else None)
             try:
-                rows.append([float(field) for field in fields])
+                row = [float(field) for field in fields]
             except ValueError:
-                if number > 1:
-                    raise ValueError(f"line {number} is {line.strip()[:60]!r}, not a row of numbers") from None
-            if rows and len(rows[-1]) != len(rows[0]):
-                raise ValueError(f"line {number} has {len(rows[-1])} numbers, those before it {len(rows[0])}")
-    return np.array(rows)
+                if seen:
+                    raise ValueError(f"line {count} is {line.strip()[:60]!r}, not a row of numbers") from None
+                seen = True
+                continue
+            seen, width = True, width or len(row)
+            if len(row) != width:
+                raise ValueError(f"line {count} has {len(row)} numbers, those before it {width}")
+            numbers.extend(row)
+    return np.array(numbers).reshape(-1, max(width, 1))
 
 
 READERS = {".npy": read_npy, ".npz": read_npz, ".csv": read_csv}

@@ -19,8 +19,8 @@ import baselines
 import experiment
 import plot
 import style
-from data import random_data, read_matrix
-from experiment import Checkpoint, identity, print_summary, provenance, refuse, whole_files, writable
+from data import check_memory, random_data, read_matrix
+from experiment import Checkpoint, diverged, identity, print_summary, provenance, refuse, whole_files, writable
 from model import Pairs, Problem, Vectors, distortion, distortions
 from train import derandomize
 
@@ -121,6 +121,10 @@ def main(config: Config) -> int:
     try:
         check(config)
         X = read(config)
+        draws = config.draws if config.objective == "sampled" else 1
+        check_memory(draws * config.k * X.shape[1], f"--k is {config.k}" + f" and --draws {draws}" * (draws > 1))
+        if config.problem == "pairs":
+            check_memory(len(X) ** 2, f"there are {len(X)} points, and all their pairs are kept")
         problem = (Pairs if config.problem == "pairs" else Vectors)(torch.from_numpy(X).to(config.device))
         writable(config.out)
         checkpoint = Checkpoint(config.checkpoint, config.resume, identity(config, problem.X))
@@ -133,31 +137,34 @@ def main(config: Config) -> int:
     growth = config.growth or (1.05 if config.problem == "vectors" else 1.003)
 
     start = time.perf_counter() - checkpoint.elapsed
-    with tqdm(desc="PGD", total=config.steps, unit=" steps", disable=None, leave=False) as bar:
+    try:
+        with tqdm(desc="PGD", total=config.steps, unit=" steps", disable=None, leave=False) as bar:
 
-        def progress(step: int, worst: float, sigma: float) -> None:
-            bar.set_postfix_str(f"distortion {worst:.4g}, σ {sigma:.1e}", refresh=False)
-            bar.update(step - bar.n)
+            def progress(step: int, worst: float, sigma: float) -> None:
+                bar.set_postfix_str(f"distortion {worst:.4g}, σ {sigma:.1e}", refresh=False)
+                bar.update(step - bar.n)
 
-        result = derandomize(
-            problem,
-            k,
-            objective=config.objective,
-            tau=config.tau,
-            growth=growth,
-            epsilon=config.epsilon,
-            draws=config.draws,
-            lam=config.lam,
-            steps=config.steps,
-            lr=config.lr,
-            momentum=config.momentum,
-            rho=config.rho,
-            radius=config.radius,
-            patience=config.patience,
-            generator=torch.Generator(config.device).manual_seed(config.seed),
-            checkpoint=checkpoint,
-            progress=progress,
-        )
+            result = derandomize(
+                problem,
+                k,
+                objective=config.objective,
+                tau=config.tau,
+                growth=growth,
+                epsilon=config.epsilon,
+                draws=config.draws,
+                lam=config.lam,
+                steps=config.steps,
+                lr=config.lr,
+                momentum=config.momentum,
+                rho=config.rho,
+                radius=config.radius,
+                patience=config.patience,
+                generator=torch.Generator(config.device).manual_seed(config.seed),
+                checkpoint=checkpoint,
+                progress=progress,
+            )
+    except FloatingPointError as error:
+        return diverged(error, config.lr)
     seconds = time.perf_counter() - start
 
     generator = torch.Generator(config.device).manual_seed(config.seed)

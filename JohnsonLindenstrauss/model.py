@@ -272,8 +272,7 @@ def _sum_of_gradients(part: Callable[..., Tensor], blocks: list, tensors: tuple[
 class BallProbability(torch.autograd.Function):
     """P[‖A x‖² ≤ c] with k rows, as a function of q = ‖M x‖² and variance = σ² > 0: noncentral χ², exact.
 
-    With P_k for it: ∂P_k/∂q = (P_{k+2} − P_k)/(2σ²), from ∂F_k/∂nc = (F_{k+2} − F_k)/2; and from the heat identity
-    ∂P/∂σ² = ½ Δ_y P for y = M x: ∂P_k/∂σ² = q (P_{k+4} − 2 P_{k+2} + P_k)/(2σ⁴) + k (P_{k+2} − P_k)/(2σ²).
+    With f_k for the density of ‖A x‖²/σ² at c/σ²: ∂P/∂q = −f_{k+2}/σ² and ∂P/∂σ² = (q f_{k+2} − c f_k)/σ⁴.
     Differentiable any number of times.
     """
 
@@ -281,35 +280,72 @@ class BallProbability(torch.autograd.Function):
     def forward(ctx, q: Tensor, variance: Tensor, c: float, k: int) -> Tensor:
         ctx.save_for_backward(q, variance)
         ctx.c, ctx.k = c, k
-        root_q, sigma = q.sqrt(), variance.sqrt()
-        # ‖A x‖ is within 9σ of its mean but for a probability under 10⁻¹⁷, and its mean within [√q, √(q + kσ²)].
-        below = (c**0.5 > (q + k * variance).sqrt() + 9 * sigma).to(q)
-        open_ = (below == 0) & (c**0.5 >= root_q - 9 * sigma)
-        nc = (q[open_] / variance).detach().cpu().numpy()
-        below[open_] = torch.from_numpy(chndtr(c / float(variance), k, nc)).to(q)
-        return below
+        below, open_ = _sides(q, variance, c, k)
+        probability, v = below.to(q), float(variance)
+        probability[open_] = torch.from_numpy(chndtr(c / v, k, q[open_].clamp(min=0).cpu().numpy() / v)).to(q)
+        return probability
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, variance = ctx.saved_tensors
-        p, p2, p4 = (BallProbability.apply(q, variance, ctx.c, ctx.k + more) for more in (0, 2, 4))
-        slope = (p2 - p) / (2 * variance)
-        d_variance = q * (p4 - 2 * p2 + p) / (2 * variance.square()) + ctx.k * slope
-        return grad * slope, (grad * d_variance).sum(), None, None
+        f, f2 = (BallDensity.apply(q, variance, ctx.c, ctx.k + more) for more in (0, 2))
+        d_variance = (q * f2 - ctx.c * f) / variance.square()
+        return -grad * f2 / variance, (grad * d_variance).sum(), None, None
+
+
+class BallDensity(torch.autograd.Function):
+    """The density f_k of ‖A x‖²/σ² at c/σ²; arguments as in `BallProbability`.
+
+    ∂f_k/∂q = (f_{k+2} − f_k)/(2σ²), and ∂f_k/∂σ² = ((c + q − (k − 2)σ²) f_k − 2q f_{k+2})/(2σ⁴).
+    """
+
+    @staticmethod
+    def forward(ctx, q: Tensor, variance: Tensor, c: float, k: int) -> Tensor:
+        from scipy.stats import ncx2  # takes half a second
+
+        ctx.save_for_backward(q, variance)
+        ctx.c, ctx.k = c, k
+        _, open_ = _sides(q, variance, c, k)
+        density, v = torch.zeros_like(q), float(variance)
+        density[open_] = torch.from_numpy(ncx2.pdf(c / v, k, q[open_].clamp(min=0).cpu().numpy() / v)).to(q)
+        return density
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, variance = ctx.saved_tensors
+        f, f2 = (BallDensity.apply(q, variance, ctx.c, ctx.k + more) for more in (0, 2))
+        d_variance = ((ctx.c + q - (ctx.k - 2) * variance) * f - 2 * q * f2) / (2 * variance.square())
+        return grad * (f2 - f) / (2 * variance), (grad * d_variance).sum(), None, None
+
+
+def _sides(q: Tensor, variance: Tensor, c: float, k: int) -> tuple[Tensor, Tensor]:
+    """Where ‖A x‖² ≤ c is sure, and where it is open, both but for a probability under 10⁻³¹."""
+    q, sigma = q.detach().clamp(min=0), variance.sqrt()  # of pairs that M brings together rounding can leave −10⁻¹⁷
+    # ‖A x‖ is within 12σ of its mean but for such a probability, and its mean within [√q, √(q + kσ²)].
+    below = c**0.5 > (q + k * variance).sqrt() + 12 * sigma
+    return below, ~below & (c**0.5 >= q.sqrt() - 12 * sigma)
+
+
+def ball_probability(q: Tensor, variance: Tensor, c: float, k: int) -> Tensor:
+    """`BallProbability`; where σ < 10⁻⁴ √c by its normal limit, which is off by O(kσ³) and holds down to σ = 0."""
+    if variance > 1e-8 * c:
+        return BallProbability.apply(q, variance, c, k)
+    y, sigma = q.clamp(min=c / 4).sqrt(), variance.clamp(min=1e-30).sqrt()
+    return torch.special.ndtr((c**0.5 - y) / sigma - (k - 1) * sigma / (2 * (c**0.5 * y).sqrt()))
 
 
 def tail(problem: Problem, M: Tensor, s: Tensor, epsilon: float) -> Tensor:
     """Σ_i P[|‖A x_i‖² − 1| > ε], the paper's objective: above the probability that any distortion exceeds ε.
 
     Args:
-        problem, M, s: as in `bound`; s ≠ 0.
+        problem, M, s: as in `bound`.
         epsilon: ε in (0, 1), the distortion that is allowed.
     """
     k, d = len(M), problem.d
 
     def part(Y: Tensor, s: Tensor, block: object) -> Tensor:
         q, variance = problem.q(Y, block), s.square() / (k * d)
-        within = BallProbability.apply(q, variance, 1 + epsilon, k) - BallProbability.apply(q, variance, 1 - epsilon, k)
+        within = ball_probability(q, variance, 1 + epsilon, k) - ball_probability(q, variance, 1 - epsilon, k)
         return (1 - within).sum()
 
     return BlockSum.apply(part, problem.blocks, M @ problem.X.T, s)

@@ -25,7 +25,7 @@ def distortion(history: dict[str, np.ndarray], final: float, gaussian: np.ndarra
     mean, least = gaussian.mean(), gaussian.min()
     axes.axhline(mean, color=RED, linestyle=":", label=f"Gaussian matrix, mean of {len(gaussian)}: {mean:.3g}")
     axes.axhline(least, color=GREEN, linestyle="--", label=f"Gaussian matrix, best of {len(gaussian)}: {least:.3g}")
-    if best_of is not None:
+    if best_of is not None and best_of <= len(gaussian):
         groups = gaussian[: len(gaussian) // best_of * best_of].reshape(-1, best_of)
         worst = groups.max(axis=1).mean()
         axes.axhline(worst, color=GREY, linestyle="-.", label=f"the authors' line, worst of {best_of}: {worst:.3g}")

@@ -183,7 +183,7 @@ def derandomize(
         if objective == "bound":
             s = scale * t
             value, f_M, f_s = bound_gradient(few, M, s, tau_t)
-            return value + lam * s.item() ** 2, [f_M, scale * (f_s + 2 * lam * s)]
+            return value + lam * s.square().item(), [f_M, scale * (f_s + 2 * lam * s)]
         leaves = [x.clone().requires_grad_() for x in (M, t)]
         with torch.enable_grad():
             value = f(small, leaves[0], scale * leaves[1])
@@ -195,6 +195,9 @@ def derandomize(
 
     def sigma() -> float:
         return abs(t.item()) * scale / sqrt(kd)
+
+    def variance() -> float:
+        return (scale * t).square().item() / kd
 
     def point() -> tuple[Tensor, Tensor]:
         return M.clone(), scale * t
@@ -227,7 +230,7 @@ def derandomize(
         return numbers | tensors | dict(pgd=pgd.state_dict(), descent=descent.state_dict())
 
     pgd.perturb()
-    tau_t = tau if objective != "bound" else min(tau, 0.3 / sigma() ** 2)
+    tau_t = tau if objective != "bound" else min(tau, 0.3 / variance())
     checkpoint, resumed_at = checkpoint or Checkpoint(), -1
     if (kept := checkpoint.resumed("descent")) is not None:
         step, value, tau_t, scale = (kept[name] for name in ("step", "value", "tau", "scale"))
@@ -243,10 +246,10 @@ def derandomize(
             if step % STAGE == 0 and step != resumed_at:
                 snapshot()
                 raised = min(tau, tau_t * min(growth, 1e30) ** STAGE)  # which overflows beyond
-                if raised * sigma() ** 2 < 0.3:
+                if raised * variance() < 0.3:
                     tau_t = raised
                 few = matter()
-                if objective == "bound" and scale == 1 and sigma() ** 2 * k < 0.1:
+                if objective == "bound" and scale == 1 and variance() * k < 0.1:
                     # All that is left to do for σ is to vanish: with the scale halfway to σ itself one step size suits
                     # t and M. (Before, it would make the barrier at 2τσ² = 1 too steep for M to leave the saddle.)
                     scale = kd**0.25
@@ -266,7 +269,8 @@ def derandomize(
         interrupted = True
     M, s = point() if pgd.converged else best
     if objective == "bound" and not pgd.converged:
-        tau_t = min(tau_t, 0.3 * kd / max(s.item() ** 2, 1e-300))  # τ may have grown beyond what the best point allows
+        # τ may have grown beyond what the best point allows.
+        tau_t = min(tau_t, 0.3 * kd / max(s.square().item(), 1e-300))
     M = M if basis is None else M @ basis.T
     worst, certificate = distortion(problem, M), None
     few = (
@@ -299,7 +303,7 @@ def heavy(problem: Pairs, M: Tensor, s: Tensor, tau: float, worst: float, margin
         worst: worst distortion of M; 1 + worst or 1 − worst is therefore the q of some pair.
         margin: logarithm of the weight that may be left out.
     """
-    variance = s.item() ** 2 / (len(M) * problem.d)
+    variance = s.square().item() / (len(M) * problem.d)
     up, down = 1 - 2 * tau * variance, 1 + 2 * tau * variance
     if up <= 0:
         return problem

@@ -3,6 +3,7 @@
 This file is the same to the byte in every experiment's folder, as pgd.py is.
 """
 
+import copy
 import hashlib
 import io
 import os
@@ -15,7 +16,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,26 +35,27 @@ def check(config: object, positive: Sequence[str] = (), least: Mapping[str, floa
 
     Args:
         config: the dataclass of the command line.
-        positive: fields that must be finite and above 0, as well as lr, lam and rho.
-        least: fields that must be finite and at least so much.
+        positive: fields that must be above 0, as well as lr, lam and rho; their powers don't under- or overflow.
+        least: fields that must be at least so much, and at most 10⁹ or, if not whole, 10³⁰.
 
     Raises:
         ValueError: names the flag, its value and what is allowed.
     """
     given = {name: value for name, value in vars(config).items() if value is not None}
     for name in ("lr", "lam", "rho", *positive):
-        if name in given and not (given[name] > 0 and isfinite(given[name])):
-            raise ValueError(f"{flag(name)} is {given[name]}; it must be a positive number")
+        if name in given and not 1e-30 <= given[name] <= 1e30:
+            raise ValueError(f"{flag(name)} is {given[name]}; it must be a positive number, from 1e-30 to 1e+30")
     for name, bound in {"steps": 1, "patience": 1, "radius": 0, **(least or {})}.items():
-        if name in given and not (given[name] >= bound and isfinite(given[name])):
-            raise ValueError(f"{flag(name)} is {given[name]}; it must be at least {bound}")
+        most = 10**9 if isinstance(given.get(name), int) else 1e30
+        if name in given and not bound <= given[name] <= most:
+            raise ValueError(f"{flag(name)} is {given[name]}; it must be at least {bound}, at most {most:g}")
     if not 0 <= given.get("momentum", 0) < 1:
         raise ValueError(f"--momentum is {given['momentum']}; it must lie in [0, 1)")
     for name in given:
         if name.endswith("seed") and not 0 <= given[name] < 2**63:
             raise ValueError(f"{flag(name)} is {given[name]}; it must be a whole number from 0 to 2^63 − 1")
     try:
-        torch.zeros(1, device=config.device)
+        torch.zeros(1, device=torch.Generator(config.device).device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {config.device} is not to be had here: {str(error).splitlines()[0]}") from None
 
@@ -103,6 +104,8 @@ class Checkpoint:
                     raise ValueError(f"--resume {resume}: {what}; only the same run can go on")
         self._start = time.perf_counter() - self.elapsed
         if self.file is not None:
+            if self.file.exists() and not self.file.is_file():
+                raise ValueError(f"--checkpoint {self.file} is a directory or a device, not a file")
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._write()
 
@@ -112,16 +115,17 @@ class Checkpoint:
 
     def keep(self, part: str, state: Callable[[], State], finished: bool = False) -> None:
         """Keep the part's state if it is time to, or if the part has finished."""
-        if self.file is not None and (finished or time.perf_counter() >= self._due):
-            self._parts[part] = state()
+        start = time.perf_counter()
+        if self.file is not None and (finished or start >= self._due):
+            self._parts[part] = copy.deepcopy(state())  # written again with other parts, when the run has gone on
             try:
                 self._write()
             except OSError as error:  # the run is worth more than its checkpoint
                 warnings.warn(f"--checkpoint {self.file} could not be written: {error}", stacklevel=2)
+            self._due = time.perf_counter() + 20 * (time.perf_counter() - start)
 
     def _write(self) -> None:
-        start = time.perf_counter()
-        saved = {"identity": self.identity, "parts": self._parts, "elapsed": start - self._start}
+        saved = {"identity": self.identity, "parts": self._parts, "elapsed": time.perf_counter() - self._start}
         buffer = io.BytesIO()
         torch.save(saved, buffer)
         part = self.file.with_name(f".{self.file.name}.part")
@@ -131,8 +135,6 @@ class Checkpoint:
         except OSError:
             part.unlink(missing_ok=True)
             raise
-        now = time.perf_counter()
-        self._due = now + 20 * (now - start)
 
 
 def random_state(generator: torch.Generator | None) -> Tensor:
@@ -185,13 +187,16 @@ def whole_files(folder: Path) -> Iterator[Path]:
             yield Path(staging)
             parts = {folder / f".{file.name}.part": file for file in Path(staging).iterdir()}
             for part, file in parts.items():
+                if (folder / file.name).is_dir():
+                    raise IsADirectoryError(f"{file.name} is a folder there")
                 shutil.copyfile(file, part)
         for part, file in parts.items():
             os.replace(part, folder / file.name)
     except OSError as error:
+        raise OSError(f"the files can't be written to {folder}: {error.strerror or error}") from error
+    finally:
         for part in parts:
             part.unlink(missing_ok=True)
-        raise OSError(f"the files can't be written to {folder}: {error.strerror or error}") from error
 
 
 def provenance(config: object) -> State:
@@ -222,17 +227,29 @@ def refuse(error: Exception) -> int:
     return 2
 
 
+def diverged(error: FloatingPointError, lr: float) -> int:
+    """Say in one line that the run diverges; returns the exit status 2."""
+    return refuse(FloatingPointError(f"{error}: the run diverges with --lr {lr:g}; try --lr {lr / 10:g}"))
+
+
 def command_line(main: Callable[[Any], int], config: type, description: str) -> NoReturn:
     """Run main with the flags as a config, and exit with the status that it returns; 130 after Ctrl-C."""
     warnings.formatwarning = lambda message, *_: f"note: {message}\n"
+    # Where one was closed, as a daemon's may be, it goes nowhere.
+    sys.stdout, sys.stderr = (x or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w") for x in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # λ and ‖ where the terminal has none
     status = 0
     try:
         status = main(tyro.cli(config, description=description))
         sys.stdout.flush()
-    except BrokenPipeError:  # nobody reads on, as in `| head -1`; the files are written
+    except OSError as error:  # nobody reads on, as in `| head -1`, or its disk is full; the files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0 if isinstance(error, BrokenPipeError) else refuse(error)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):  # PyTorch's way to say so
+            raise
+        status = refuse(MemoryError(f"not enough memory, take smaller sizes: {error}"))
     except KeyboardInterrupt:
         print("interrupted before the files were written: nothing is saved", file=sys.stderr)
         status = 130

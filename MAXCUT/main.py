@@ -16,12 +16,14 @@ from tqdm import tqdm
 import experiment
 import plot
 import style
-from experiment import Checkpoint, identity, print_summary, provenance, refuse, whole_files, writable
-from optimizer import derandomize
+from experiment import Checkpoint, diverged, identity, print_summary, provenance, refuse, whole_files, writable
+from optimizer import Result, derandomize
 from sdp import goemans_williamson, sdp_value, solve_sdp, upper_bound
 from search import Search, derandomize_within
 from utilities import EXACT_LIMIT, Graph, exact_maxcut, random_graph, read_graph, threads
 
+MAX_DRAWS = 10**6
+"""cuts that are drawn at once, at most"""
 DRAWN = 200
 """Graphs of up to so many vertices are drawn, and run a second time without perturbations for the figure `saddle`."""
 
@@ -83,6 +85,9 @@ class Config:
 def check(config: Config) -> None:
     """Raise ValueError, naming flag, value and what is allowed, for a hyperparameter out of its range."""
     experiment.check(config, ("epsilon", "seconds"), dict(draws=2, rank=1, roundings=1, growth=1))
+    for name in ("draws", "roundings"):
+        if getattr(config, name) > MAX_DRAWS:
+            raise ValueError(f"--{name} is {getattr(config, name)}; it must be at most {MAX_DRAWS}")
 
 
 def read(config: Config) -> Graph:
@@ -115,6 +120,33 @@ def hyperparameters(graph: Graph, config: Config) -> dict[str, object]:
     )
 
 
+def descend(
+    config: Config, graph: Graph, V: torch.Tensor, bound: float, since: float, cores: int, checkpoint: Checkpoint
+) -> tuple[Result, Search | None]:
+    """PGD from the relaxation's vectors V and, with --seconds, the search; both show their progress."""
+    searches = config.seconds is not None
+    with (
+        tqdm(desc="PGD", total=config.steps, unit=" steps", disable=None, leave=False) as bar,
+        tqdm(desc="search", total=config.seconds, unit="s", disable=None if searches else True, leave=False) as times,
+    ):
+
+        def progress(step: int, history: dict[str, list[float]]) -> None:
+            latest = f"E[cut] {history['expected_cut'][-1]:.6g}, σ {history['sigma'][-1]:.1e}"
+            bar.set_postfix_str(latest, refresh=False)
+            bar.update(step - bar.n)
+
+        def searching(elapsed: float, best: float) -> None:
+            times.set_postfix_str(f"cut {best:.10g}, {best / bound:.2%} of the bound", refresh=False)
+            times.update(round(elapsed, 1) - times.n)
+
+        options = hyperparameters(graph, config) | dict(checkpoint=checkpoint, progress=progress)
+        if not searches:
+            return derandomize(graph, V, **options), None
+        workers = min(4, cores) if config.device == "cpu" else 1
+        within = dict(seconds=config.seconds, since=since, bound=bound, workers=workers, searching=searching)
+        return derandomize_within(graph, V, **within, **options)
+
+
 def main(config: Config) -> int:
     """Run the experiment, save its files, print the summary; returns the exit status."""
     try:
@@ -135,41 +167,21 @@ def main(config: Config) -> int:
         V = solve_sdp(graph, generator=generator, progress=lambda _: bar.update(10))
     bound = upper_bound(graph, V)
     clock.append(time.perf_counter())
-    found: Search | None = None
-    with (
-        tqdm(desc="PGD", total=config.steps, unit=" steps", disable=None, leave=False) as bar,
-        tqdm(
-            desc="search", total=config.seconds, unit="s", disable=config.seconds is None or None, leave=False
-        ) as time_bar,
-    ):
-
-        def progress(step: int, history: dict[str, list[float]]) -> None:
-            latest = f"E[cut] {history['expected_cut'][-1]:.6g}, σ {history['sigma'][-1]:.1e}"
-            bar.set_postfix_str(latest, refresh=False)
-            bar.update(step - bar.n)
-
-        def searching(elapsed: float, best: float) -> None:
-            time_bar.set_postfix_str(f"cut {best:.10g}, {best / bound:.2%} of the bound", refresh=False)
-            time_bar.update(round(elapsed, 1) - time_bar.n)
-
-        options = hyperparameters(graph, config) | dict(checkpoint=checkpoint, progress=progress)
-        if config.seconds is None:
-            result = derandomize(graph, V, **options)
-        else:
-            workers = min(4, cores) if config.device == "cpu" else 1
-            within = dict(seconds=config.seconds, since=clock[0], bound=bound, workers=workers, searching=searching)
-            result, found = derandomize_within(graph, V, **within, **options)
-    clock.append(time.perf_counter())
+    try:
+        result, found = descend(config, graph, V, bound, clock[0], cores, checkpoint)
+        clock.append(time.perf_counter())
+        still = None
+        if graph.n <= DRAWN:
+            # At the saddle the curvature is of order 1/ε: smaller steps, so that the run settles there.
+            unperturbed = replace(config, radius=0.0, escape="noise", lr=config.lr / 3)
+            still = derandomize(graph, V, **hyperparameters(graph, unperturbed))
+    except FloatingPointError as error:
+        return diverged(error, config.lr)
+    before = time.perf_counter()
     gw = goemans_williamson(graph, V, config.roundings, generator).cpu().numpy()
-    clock.append(time.perf_counter())
+    clock.append(clock[-1] + time.perf_counter() - before)
     optimum = exact_maxcut(graph)[0] if graph.n <= EXACT_LIMIT else None
-
-    s, still = result.s.cpu().numpy(), None
-    if graph.n <= DRAWN:
-        # At the saddle the curvature is of order 1/ε: smaller steps, so that the run settles there.
-        still = derandomize(
-            graph, V, **hyperparameters(graph, replace(config, radius=0.0, escape="noise", lr=config.lr / 3))
-        )
+    s = result.s.cpu().numpy()
     ceiling = (bound, "upper bound") if optimum is None else (optimum, "optimum")
     figures = {
         "fig4_cut": plot.cut(result.history, gw, *ceiling),

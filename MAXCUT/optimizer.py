@@ -32,6 +32,7 @@ def disagreement(alpha: Tensor, beta: Tensor, r: Tensor) -> Tensor:
     """
     a, b, c = (x.detach().double().cpu().numpy() for x in (alpha, beta, r))
     a, b = (np.where(x == 0, 1e-150, x) for x in (a, b))  # the limits at 0 are right
+    c = np.clip(c, -1, 1)  # rounding errors
     q = np.sqrt((1 - c) * (1 + c))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         # 0/0 is r = ±1 with a = ± b, the same variable twice: T(·, 0) = 0
@@ -60,7 +61,8 @@ class Rounding:
         self.graph, self.total = graph, graph.w.abs().sum()
         self.w = (graph.w / self.total).to(dtype)  # w̃
         d = graph.degree / self.total
-        self.root_d = torch.where(d > 0, d, 2 / graph.n).sqrt()  # an isolated vertex gets the mean degree
+        # An isolated vertex gets the mean degree; the least is one that the square of the noise doesn't underflow at.
+        self.root_d = torch.where(d > 0, d.clamp_min(1e-30), 2 / graph.n).sqrt()
         self.noise = epsilon * self.root_d  # ε of the degree-scaled variables
         # The edges as entries of a sparse matrix, and each twice in a symmetric one: _edge_of says which edge an entry
         # belongs to. Short integers, as the gradient's time is spent on fetching.
@@ -80,7 +82,7 @@ class Rounding:
 
     def _standardized(self, V: Tensor, mu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """s_i = √(‖v_i‖² + ε²) of the scaled variables, u_i = v_i / s_i and α_i = μ_i / s_i."""
-        s = (_row_sums(V.square()) + self.noise.to(V).square()).sqrt()
+        s = (_row_sums(V.square()) + self.noise.to(V).square()).clamp_min(torch.finfo(V.dtype).tiny).sqrt()
         return s, V / s[:, None], mu / s
 
     def to(self, dtype: torch.dtype) -> "Rounding":

@@ -81,7 +81,7 @@ def solve_sdp(
 
 def principal(V: Tensor, rank: int) -> Tensor:
     """The unit vectors V (n × k) in their `rank` principal directions, normalized again."""
-    return normalize(V @ torch.linalg.eigh(V.T @ V)[1][:, -rank:])
+    return normalize(V @ torch.linalg.eigh(V.T @ V)[1][:, -min(rank, V.shape[1]) :])
 
 
 def sdp_value(graph: Graph, V: Tensor) -> float:

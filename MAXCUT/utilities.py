@@ -18,8 +18,11 @@ warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta"
 EXACT_LIMIT = 25
 """largest number of vertices for which `exact_maxcut` fits in memory (2^24 numbers)"""
 
-MAX_VERTICES = 10**8
-"""a sanity check on what files claim"""
+MAX_VERTICES, MAX_EDGES = 10**8, 10**8
+"""a sanity check on what files claim and flags ask for"""
+
+MAX_TOTAL = 1e305
+"""largest Σ|w|, and its inverse the smallest: beyond, sums of cuts overflow, or weights lose digits"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,7 @@ class Graph:
     w: Tensor
     """(m,) float64: weight of each edge"""
     names: tuple[str, ...] | None = None
-    """the user's names of the vertices, in order; None if they have none"""
+    """the user's names of the vertices, in order, each one line; None if they have none"""
 
     @property
     def m(self) -> int:
@@ -104,7 +107,8 @@ def make_graph(
         names: names of the vertices.
 
     Raises:
-        ValueError: an end out of range, a weight that is not finite, or no edge with a weight other than 0.
+        ValueError: an end out of range, a weight that is not finite, no edge with a weight other than 0, or weights too
+            large or too small to compute with.
     """
     if n > MAX_VERTICES:
         raise ValueError(f"{n} vertices are more than this program takes ({MAX_VERTICES})")
@@ -127,8 +131,12 @@ def make_graph(
     if not w.any():
         raise ValueError("the graph has no edges (of weight other than 0): there is nothing to cut")
     with np.errstate(over="ignore"):
-        if not np.isfinite(np.abs(w).sum()):
-            raise ValueError("the weights add up to more than a double holds: scale them down")
+        total = np.abs(w).sum()
+    if not 1 / MAX_TOTAL <= total <= MAX_TOTAL:
+        scale = "down" if total > 1 else "up"
+        raise ValueError(
+            f"the weights' sizes add up to {total:.3g}, which doubles can't compute with: scale them {scale}"
+        )
     return Graph(n, torch.from_numpy(key // n), torch.from_numpy(key % n), torch.from_numpy(w), names)
 
 
@@ -142,10 +150,12 @@ def from_networkx(graph: nx.Graph) -> Graph:
     edges = list(graph.edges(data="weight", default=1))
     try:
         w = np.array([float(weight) for _, _, weight in edges])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"an edge weight is not a number: {error}") from None
     i, j = (np.array([index[edge[end]] for edge in edges], dtype=np.int64) for end in (0, 1))
-    return make_graph(len(index), i, j, w, tuple(str(name) for name in graph))
+    # Names are written one a line, and some readers let through half a character.
+    names = (" ".join(str(name).splitlines()).encode(errors="replace").decode() for name in graph)
+    return make_graph(len(index), i, j, w, tuple(names))
 
 
 def random_graph(n: int = 15, p: float = 0.6, seed: int = 42) -> Graph:
@@ -155,18 +165,25 @@ def random_graph(n: int = 15, p: float = 0.6, seed: int = 42) -> Graph:
     of edges, and then so many of the pairs, without their matrix.
 
     Raises:
-        ValueError: n < 2, p outside [0, 1], or the draw has no edge.
+        ValueError: n < 2, p outside [0, 1], the draw has no edge, or the graph is too large.
     """
     if n < 2:
         raise ValueError(f"n is {n}; a graph needs at least 2 vertices")
     if not 0 <= p <= 1:
         raise ValueError(f"p is {p}; an edge probability lies in [0, 1]")
+    if n > MAX_VERTICES or p * n * (n - 1) / 2 > MAX_EDGES:
+        raise ValueError(
+            f"n is {n} and p is {p}; this program takes up to {MAX_VERTICES} vertices and {MAX_EDGES} edges"
+        )
     if n > 1000:
         rng, pairs = np.random.default_rng(seed), n * (n - 1) // 2
         count = rng.binomial(pairs, p)
-        chosen = np.unique(rng.integers(pairs, size=count))
-        while len(chosen) < count:
-            chosen = np.union1d(chosen, rng.integers(pairs, size=count - len(chosen)))
+        drawn = min(count, pairs - count)  # of a dense graph the pairs that are no edges
+        chosen = np.unique(rng.integers(pairs, size=drawn))
+        while len(chosen) < drawn:
+            chosen = np.union1d(chosen, rng.integers(pairs, size=drawn - len(chosen)))
+        if drawn < count:
+            chosen = np.setdiff1d(np.arange(pairs), chosen, assume_unique=True)
         # pair number i n − i (i + 1)/2 + (j − i − 1), row by row of the upper triangle
         rows = np.arange(n) * n - np.arange(n) * (np.arange(n) + 1) // 2
         i = np.searchsorted(rows, chosen, side="right") - 1
@@ -189,7 +206,7 @@ def read_graph(path: Path) -> Graph:
     except OSError:
         raise
     except Exception as error:  # parsers raise whatever they stumble on: KeyError, ParseError, UnicodeDecodeError, …
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
 
 
 def read_gset(path: Path) -> Graph:
@@ -198,9 +215,9 @@ def read_gset(path: Path) -> Graph:
     Raises:
         ValueError: what does not fit the format, with its line.
     """
-    with path.open(encoding="utf-8") as file:
-        header = file.readline().split()
-        if len(header) != 2 or not all(field.isdigit() for field in header):
+    with path.open(encoding="utf-8-sig") as file:
+        header = file.readline(1000).split()
+        if len(header) != 2 or not all(field.isdecimal() for field in header):
             raise ValueError(
                 f"line 1 is {' '.join(header)[:60]!r}, not 'n m' as in a Gset file; "
                 f"other formats go by suffix: {', '.join(READERS)}"
@@ -208,6 +225,8 @@ def read_gset(path: Path) -> Graph:
         n, m = map(int, header)
         if m == 0:
             raise ValueError("the graph has no edges: there is nothing to cut")
+        if n > max(10**6, 100 * m):  # memory grows with n, whatever the size of the file
+            raise ValueError(f"line 1 announces {n} vertices and only {m} edges: more than this program takes")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # numpy's, of an empty file: said better below
             edges = np.loadtxt(file, ndmin=2, comments=None)
@@ -234,7 +253,7 @@ def read_edge_list(path: Path) -> Graph:
     """
     index: dict[str, int] = {}
     edges = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             fields = line.split("#")[0].split()
             if not fields:
@@ -250,11 +269,23 @@ def read_edge_list(path: Path) -> Graph:
     return make_graph(len(index), i, j, w, tuple(index))
 
 
+def read_adjacency_list(path: Path) -> Graph:
+    """Graph from lines `u v1 v2 …`, any words; `#` starts a comment, an edge may stand on both its ends' lines."""
+    with path.open(encoding="utf-8-sig") as file:
+        return from_networkx(nx.parse_adjlist(line.split("#")[0].strip() for line in file))
+
+
+def read_gml(path: Path) -> Graph:
+    """Graph from GML, UTF-8 allowed, which NetworkX's `read_gml` doesn't."""
+    with path.open(encoding="utf-8-sig") as file:
+        return from_networkx(nx.parse_gml(file))
+
+
 READERS = {
     ".edgelist": read_edge_list,
-    ".adjlist": lambda path: from_networkx(nx.read_adjlist(path)),
+    ".adjlist": read_adjacency_list,
     ".graphml": lambda path: from_networkx(nx.read_graphml(path)),
-    ".gml": lambda path: from_networkx(nx.read_gml(path)),
+    ".gml": read_gml,
 }
 """readers by suffix; every other suffix is read as Gset/rudy"""
 

@@ -18,7 +18,7 @@ import plot
 import style
 import toy
 from activations import ACTIVATIONS, activation
-from experiment import Checkpoint, identity, print_summary, provenance, refuse, whole_files, writable
+from experiment import Checkpoint, diverged, flag, identity, print_summary, provenance, refuse, whole_files, writable
 from model import LOSSES, Batch, Student, Teacher, cosines, effective_rank, quadrature, risk, sampled, sobol
 from train import train
 
@@ -96,6 +96,9 @@ def check(config: Config) -> None:
     experiment.check(
         config, ("iota",), dict(d=1, k=0, width=1, depth=2, nodes=2, nodes_across=2, samples=2, batch=1, noise=0)
     )
+    for name in ("nodes", "nodes_across"):
+        if (getattr(config, name) or 0) > 128:
+            raise ValueError(f"{flag(name)} is {getattr(config, name)}; it must be at most 128: more add nothing")
     if config.k > config.d:
         raise ValueError(f"--k is {config.k} and --d is {config.d}; the teacher can use at most d directions")
     for name in ("activation", "teacher"):
@@ -181,8 +184,9 @@ def main(config: Config) -> int:
                 progress=progress,
             )
     except FloatingPointError as error:
-        diverged = f"{error}: the run diverges with --lr {config.lr:g}; try --lr {config.lr / 10:g}"
-        return refuse(FloatingPointError(diverged))
+        return diverged(error, config.lr)
+    except ValueError as error:
+        return refuse(error)
     seconds, history, certificate = time.perf_counter() - start, result.history, result.certificate
 
     W = student.W.detach()

@@ -21,7 +21,7 @@ def moment(w: Tensor, b: Tensor, k: int) -> Tensor:
 
     With s = |w|: M₀ = Φ(b/s), M₁ = b Φ(b/s) + s φ(b/s) and, by parts, M_k = b M_{k−1} + (k − 1) s² M_{k−2}.
     """
-    s = (w.square() + 1e-300).sqrt()
+    s = (w.square() + 1e-60).sqrt()  # s³, in the second derivatives, must not underflow
     t = b / s
     previous, M = torch.special.ndtr(t), b * torch.special.ndtr(t) + s * (-t * t / 2).exp() / sqrt(2 * pi)
     if k == 0:

@@ -54,17 +54,6 @@ def test_the_papers_problem(tmp_path):
         assert len(history["gaussian"]) == 1000 and history["kicks"][0] == 0
 
 
-def test_the_same_seed_gives_the_same_results(tmp_path, capsys):
-    found = []
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        assert main(Config(out=folder, seed=3, **SMALL)) == 0
-        found.append(results(folder))
-        del found[-1]["seconds"], found[-1]["config"]["out"]
-    assert found[0] == found[1]
-    for name in ("projection.npy", "fig6_distortion.png", "distortions.pdf"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
 def test_a_users_points_with_duplicates(tmp_path):
     X = np.random.default_rng(0).standard_normal((30, 12))
     X[4] = X[5]
