@@ -118,4 +118,4 @@ def test_certificates_are_those_of_the_dense_hessian(chunk, monkeypatch):
         if found.is_sosp:
             assert gradient.norm() <= options["rho"] * (1 + 1e-5) and smallest >= -math.sqrt(options["rho"]), number
             claims += 1
-    assert claims > COUNT / CHUNKS / 2, claims
+    assert claims > 0.4 * COUNT / CHUNKS, claims
