@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 os.environ["OMP_NUM_THREADS"] = "1"  # also of the programs that tests start: waiting threads make a busy machine crawl
@@ -52,5 +53,6 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Before a test runs: for imports inside functions."""
+    """Before a test runs: for imports inside functions, and undoing what an experiment's main sets for its process."""
     _enter(_experiment(item.path))
+    torch.set_flush_denormal(False)

@@ -174,8 +174,9 @@ def lambda_min(
 ) -> tuple[float, list[Tensor]]:
     """Smallest eigenvalue of ∇²f over all of `params` as one vector, and its unit eigenvector.
 
-    Lanczos (ARPACK) on Hessian-vector products; the Hessian is never formed. A Ritz value lies above the eigenvalue
-    that it approximates, by at most the norm of its residual: the residual is subtracted, so the figure is cautious.
+    Lanczos (ARPACK) on Hessian-vector products; the Hessian is not formed, but for up to 20 variables, where it takes
+    no more products. A Ritz value lies above the eigenvalue that it approximates, by at most the norm of its residual:
+    the residual is subtracted, so the figure is cautious.
 
     Args:
         objective: f as a function without arguments, twice differentiable in params.
@@ -209,13 +210,14 @@ def lambda_min(
         return Hv
 
     n = sum(sizes)
-    if n == 1:  # ARPACK needs two dimensions
-        return float(product(np.ones(1))[0]), unflatten(np.ones(1))
+    if n <= 20:
+        values, vectors = np.linalg.eigh([product(v) for v in np.eye(n)])
+        return float(values[0]), unflatten(vectors[:, 0])
     start = np.random.default_rng(seed).standard_normal(n)
     if not product(start).any():  # H = 0, on which ARPACK gives up
         return 0.0, unflatten(start / np.linalg.norm(start))
     # Few vectors can settle on the second eigenvalue where the first is alone; many fill the memory where n is large.
-    ncv = min(n, 40 if n < 10**6 else 20)
+    ncv = min(n, 40) if n < 10**6 else 20
     hessian = LinearOperator((n, n), matvec=product, dtype=np.float64)
     # ARPACK's accuracy is relative to the eigenvalue sought; the shift makes that the width of the spectrum, not 0.
     width = abs(eigsh(hessian, k=1, which="LM", v0=start, tol=0.1, return_eigenvectors=False)[0])
