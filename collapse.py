@@ -1,6 +1,7 @@
 """The lemma in one picture: in each experiment what was random collapses, and one deterministic thing is left.
 
-`python collapse.py` draws collapse.png from the history.npz that each experiment's main.py has left in its figures/.
+`python collapse.py [FOLDER]` draws FOLDER/collapse.png, by default beside this file, from the history.npz that each
+experiment's main.py has left in its figures/.
 """
 
 import sys
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "MAXCUT"))
 
+from experiment import refuse, whole_files, writable  # noqa: E402
 from style import BLUE, GREY, ORANGE, RED, STYLE, perturbations  # noqa: E402
 
 
@@ -51,21 +53,26 @@ def collapse(networks: dict[str, np.ndarray], maxcut: dict[str, np.ndarray], jl:
     return figure
 
 
-def main() -> int:
-    """Draw the picture; returns the exit status, 1 where a run is missing."""
+def main(folder: Path = HERE) -> int:
+    """Draw the picture; returns the exit status, 2 where a run is missing."""
     histories = []
-    for name in ("NeuralNetworks", "MAXCUT", "JohnsonLindenstrauss"):
-        file = HERE / name / "figures" / "history.npz"
-        if not file.exists():
-            print(f"error: {file} is not there; run {name}/main.py first", file=sys.stderr)
-            return 1
-        with np.load(file) as history:
-            histories.append(dict(history))
-    with rc_context(STYLE | {"axes.titlesize": 12}):
-        collapse(*histories).savefig(HERE / "collapse.png")
-    print(HERE / "collapse.png")
+    try:
+        for name in ("NeuralNetworks", "MAXCUT", "JohnsonLindenstrauss"):
+            file = HERE / name / "figures" / "history.npz"
+            if not file.exists():
+                raise FileNotFoundError(f"{file} is not there; run {name}/main.py first")
+            with np.load(file) as history:
+                histories.append(dict(history))
+        if histories[0]["weights"].ndim < 3:
+            raise ValueError("the last run of NeuralNetworks/main.py was not in the plane; run it with --d 2")
+        writable(folder)
+        with rc_context(STYLE | {"axes.titlesize": 12}), whole_files(folder) as staging:
+            collapse(*histories).savefig(staging / "collapse.png")
+    except (ValueError, OSError) as error:
+        return refuse(error)
+    print(folder.resolve() / "collapse.png")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*map(Path, sys.argv[1:2])))

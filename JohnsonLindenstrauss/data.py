@@ -106,7 +106,7 @@ def read_csv(path: Path) -> np.ndarray:
             try:
                 row = [float(field) for field in fields]
             except ValueError:
-                if seen:
+                if seen or any(is_number(field) for field in fields):
                     raise ValueError(f"line {count} is {line.strip()[:60]!r}, not a row of numbers") from None
                 seen = True
                 continue
@@ -115,6 +115,15 @@ def read_csv(path: Path) -> np.ndarray:
                 raise ValueError(f"line {count} has {len(row)} numbers, those before it {width}")
             numbers.extend(row)
     return np.array(numbers).reshape(-1, max(width, 1))
+
+
+def is_number(text: str) -> bool:
+    """Whether the text is a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 READERS = {".npy": read_npy, ".npz": read_npz, ".csv": read_csv}

@@ -94,7 +94,7 @@ class Checkpoint:
             content = io.BytesIO(resume.read_bytes())
             try:
                 saved = torch.load(content, weights_only=True)  # runs no code, whatever is in the file
-                other, self._parts, self.elapsed = saved["identity"], saved["parts"], saved["elapsed"]
+                other, self._parts, self.elapsed = dict(saved["identity"]), saved["parts"], saved["elapsed"]
             except Exception:  # whatever unpickling stumbles on
                 raise ValueError(f"--resume {resume}: this is not a checkpoint of such a run") from None
             for name in self.identity | other:
@@ -106,6 +106,8 @@ class Checkpoint:
         if self.file is not None:
             if self.file.exists() and not self.file.is_file():
                 raise ValueError(f"--checkpoint {self.file} is a directory or a device, not a file")
+            if self.file.exists() and self.file != resume:
+                raise ValueError(f"--checkpoint {self.file} exists: --resume it, delete it or give another name")
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._write()
 
@@ -132,7 +134,7 @@ class Checkpoint:
         try:
             part.write_bytes(buffer.getbuffer())
             os.replace(part, self.file)
-        except OSError:
+        except BaseException:  # Ctrl-C too
             part.unlink(missing_ok=True)
             raise
 
@@ -176,7 +178,7 @@ def writable(folder: Path) -> None:
 
 @contextmanager
 def whole_files(folder: Path) -> Iterator[Path]:
-    """A temporary folder, whose files at the end are in `folder`: each whole, or none of them.
+    """A temporary folder, whose files at the end move to `folder`, each of them whole.
 
     Raises:
         OSError: `folder` can't be written to, or is full.

@@ -22,7 +22,7 @@ import style
 from data import check_memory, random_data, read_matrix
 from experiment import Checkpoint, diverged, identity, print_summary, provenance, refuse, whole_files, writable
 from model import Pairs, Problem, Vectors, distortion, distortions
-from train import derandomize
+from train import Result, derandomize
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,35 @@ def histogram(problem: Problem, matrices: dict[str, torch.Tensor]) -> tuple[np.n
     return edges, counts
 
 
+def descend(config: Config, problem: Problem, checkpoint: Checkpoint) -> Result:
+    """PGD from the random projection, with its progress shown."""
+    with tqdm(desc="PGD", total=config.steps, unit=" steps", disable=None, leave=False) as bar:
+
+        def progress(step: int, worst: float, sigma: float) -> None:
+            bar.set_postfix_str(f"distortion {worst:.4g}, σ {sigma:.1e}", refresh=False)
+            bar.update(step - bar.n)
+
+        return derandomize(
+            problem,
+            config.k,
+            objective=config.objective,
+            tau=config.tau,
+            growth=config.growth or (1.05 if config.problem == "vectors" else 1.003),
+            epsilon=config.epsilon,
+            draws=config.draws,
+            lam=config.lam,
+            steps=config.steps,
+            lr=config.lr,
+            momentum=config.momentum,
+            rho=config.rho,
+            radius=config.radius,
+            patience=config.patience,
+            generator=torch.Generator(config.device).manual_seed(config.seed),
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+
+
 def main(config: Config) -> int:
     """Run the experiment, save its files, print the summary; returns the exit status."""
     torch.set_num_threads(1)  # what is computed at a time fits in the cache: more would only wait for each other
@@ -134,35 +163,9 @@ def main(config: Config) -> int:
     duplicates = problem.duplicates if isinstance(problem, Pairs) else 0
     if k >= d:
         print(f"note: k = {k} is not below d = {d}: no projection is needed", file=sys.stderr)
-    growth = config.growth or (1.05 if config.problem == "vectors" else 1.003)
-
     start = time.perf_counter() - checkpoint.elapsed
     try:
-        with tqdm(desc="PGD", total=config.steps, unit=" steps", disable=None, leave=False) as bar:
-
-            def progress(step: int, worst: float, sigma: float) -> None:
-                bar.set_postfix_str(f"distortion {worst:.4g}, σ {sigma:.1e}", refresh=False)
-                bar.update(step - bar.n)
-
-            result = derandomize(
-                problem,
-                k,
-                objective=config.objective,
-                tau=config.tau,
-                growth=growth,
-                epsilon=config.epsilon,
-                draws=config.draws,
-                lam=config.lam,
-                steps=config.steps,
-                lr=config.lr,
-                momentum=config.momentum,
-                rho=config.rho,
-                radius=config.radius,
-                patience=config.patience,
-                generator=torch.Generator(config.device).manual_seed(config.seed),
-                checkpoint=checkpoint,
-                progress=progress,
-            )
+        result = descend(config, problem, checkpoint)
     except FloatingPointError as error:
         return diverged(error, config.lr)
     seconds = time.perf_counter() - start
@@ -218,7 +221,13 @@ def main(config: Config) -> int:
 
     if result.interrupted:
         print(f"interrupted after {result.steps} steps: what follows, and is saved, is the best matrix so far")
-    reason = "none: " + ("f has kinks" if config.objective == "sampled" else "stopped early")
+    reason = "none: " + (
+        "f has kinks"
+        if config.objective == "sampled"
+        else "interrupted"
+        if result.interrupted
+        else "too many pairs matter"
+    )
     pairs = f", {problem.N} pairs" + (f" ({duplicates} of duplicate points left out)" if duplicates else "")
     print_summary(
         {

@@ -168,6 +168,9 @@ def log_moments(q: Tensor, variance: Tensor | float, tau: float, k: int) -> tupl
 def bound(problem: Problem, M: Tensor, s: Tensor, tau: float) -> Tensor:
     """F_τ = (1/τ) log Σ_i [E e^{τ(‖A x_i‖² − 1)} + E e^{−τ(‖A x_i‖² − 1)}], for 2τσ² < 1; twice differentiable.
 
+    Being the logarithm of an expectation, it has ∇_W F_τ = (∇²_M F_τ + τ ∇_M F_τ ∇_M F_τᵀ) W for A = M + W Z: what is
+    added to Stein's identity is positive semidefinite, and Lemma 3.1 holds all the more.
+
     It lies above E max_i |‖A x_i‖² − 1|, the expected worst distortion, and at σ = 0 within log(2N)/τ of the worst
     distortion of M.
 

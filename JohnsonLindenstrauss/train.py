@@ -47,7 +47,8 @@ class Result:
     """of the last f; None after Ctrl-C, with more than `CERTIFIABLE` pairs that still matter, and for the sampled
     objective, which has kinks and no exact gradient"""
     history: dict[str, np.ndarray]
-    """snapshots: step, distortion (of M), drawn_distortion (of one draw of A), sigma, gradient_norm, objective, tau"""
+    """snapshots: step, distortion (of M), drawn_distortion (of one draw of A, over the pairs that matter
+    for M), sigma, gradient_norm, objective, tau"""
     kicks: list[int]
     """steps at which a perturbation struck"""
     steps: int

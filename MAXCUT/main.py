@@ -120,6 +120,11 @@ def hyperparameters(graph: Graph, config: Config) -> dict[str, object]:
     )
 
 
+def of_the_bound(cut: float, bound: float) -> str:
+    """The cut's share of the bound, for people; nothing where the bound is 0."""
+    return f", {cut / bound:.2%} of the bound" if bound else ""
+
+
 def descend(
     config: Config, graph: Graph, V: torch.Tensor, bound: float, since: float, cores: int, checkpoint: Checkpoint
 ) -> tuple[Result, Search | None]:
@@ -136,7 +141,7 @@ def descend(
             bar.update(step - bar.n)
 
         def searching(elapsed: float, best: float) -> None:
-            times.set_postfix_str(f"cut {best:.10g}, {best / bound:.2%} of the bound", refresh=False)
+            times.set_postfix_str(f"cut {best:.10g}{of_the_bound(best, bound)}", refresh=False)
             times.update(round(elapsed, 1) - times.n)
 
         options = hyperparameters(graph, config) | dict(checkpoint=checkpoint, progress=progress)
@@ -153,7 +158,9 @@ def main(config: Config) -> int:
         check(config)
         graph = read(config)
         writable(config.out)
-        checkpoint = Checkpoint(config.checkpoint, config.resume, identity(config, graph.i, graph.j, graph.w))
+        checkpoint = Checkpoint(
+            config.checkpoint, config.resume, identity(config, torch.tensor(graph.n), graph.i, graph.j, graph.w)
+        )
     except (ValueError, OSError) as error:
         return refuse(error)
     cores = torch.get_num_threads()
@@ -217,6 +224,7 @@ def main(config: Config) -> int:
             for name, figure in figures.items():
                 style.save(figure, folder, name)
             np.savetxt(folder / "cut.txt", s > 0, fmt="%d")
+            (config.out / "vertices.txt").unlink(missing_ok=True)  # of another graph
             if graph.names:
                 (folder / "vertices.txt").write_text("\n".join(graph.names) + "\n", encoding="utf-8")
             np.savez(folder / "history.npz", **result.history, kicks=result.kicks, gw=gw, **improvements)
@@ -228,10 +236,14 @@ def main(config: Config) -> int:
     if interrupted:
         print(f"interrupted after {clock[2] - clock[0]:.1f} s: what follows, and is saved, is the best cut so far")
     sdp_seconds, pgd_seconds, gw_seconds = np.diff(clock)
-    beside = f"{result.cut / bound:.2%} of the bound" if optimum is None else f"the optimum is {optimum:.10g}"
+    sdp_seconds, pgd_seconds = (
+        sdp_seconds - checkpoint.elapsed,
+        pgd_seconds + checkpoint.elapsed,
+    )  # that of the run before
+    beside = of_the_bound(result.cut, bound) if optimum is None else f", the optimum is {optimum:.10g}"
     lines = {
         "graph": f"{graph.n} vertices, {graph.m} edges",
-        "cut": f"{result.cut:.10g}, {beside}",
+        "cut": f"{result.cut:.10g}{beside}",
         "upper bound": f"{bound:.10g} (SDP value {results['sdp_value']:.10g})",
         "Goemans–W.": f"mean {gw.mean():.6g}, best of {len(gw)} {gw.max():.10g}",
         "rounding": f"σ = {result.sigma:.1e} after {result.steps} steps and {len(result.kicks)} perturbations",

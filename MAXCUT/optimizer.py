@@ -412,7 +412,7 @@ def derandomize(
             s = torch.from_numpy(improve(s.cpu().numpy())).to(s)
             # Little of the randomness is left, and each sign is safe from it: PGD removes the rest.
             V *= epsilon * problem.root_d.to(V)[:, None] / V.norm(dim=1, keepdim=True).clamp_min(1e-30)
-            mu.copy_(6 * problem.noise * s)
+            mu.copy_(6 * problem.noise * s.to(problem.noise))
             pgd = optimizer()
             for _ in range(steps):
                 descend()

@@ -181,7 +181,8 @@ def lambda_min(
     Args:
         objective: f as a function without arguments, twice differentiable in params.
         params: tensors that require gradients.
-        accuracy: absolute, in f's unit; it is 10⁻⁴ of the spectrum's width at worst, and 10⁻⁹ at best.
+        accuracy: absolute, in f's unit, as far as the precision of params allows; about 10⁻⁴ of the spectrum's width
+            if that is better.
         seed: of Lanczos' start vector.
 
     Returns:
@@ -223,7 +224,9 @@ def lambda_min(
     width = abs(eigsh(hessian, k=1, which="LM", v0=start, tol=0.1, return_eigenvectors=False)[0])
     shift = 1.5 * width
     shifted = LinearOperator((n, n), matvec=lambda v: product(v) - shift * v, dtype=np.float64)
-    _, u = eigsh(shifted, k=1, which="LM", v0=start, tol=max(1e-9, min(1e-4, accuracy / shift)), ncv=ncv)
+    finest = 1e-9 if all(x.dtype == torch.float64 for x in params) else 1e-6
+    tol = max(finest, min(1e-4, accuracy / (2.5 * width)))  # relative to what is sought, up to shift + width
+    _, u = eigsh(shifted, k=1, which="LM", v0=start, tol=tol, ncv=ncv)
     u = u[:, 0]
     Hu = product(u)
     ritz = u @ Hu

@@ -108,7 +108,8 @@ def search(seconds: list[float], best: list[float], end: float, gw: float, ceili
     axes.step([*seconds, end], [*best, best[-1]], where="post", color=BLUE, label=f"best cut so far: {best[-1]:.10g}")
     axes.plot(seconds, best, "o", color=BLUE, markersize=4)
     # Out of the way of the cuts' own small differences.
-    axes.plot([], [], " ", label=f"{ceiling_name}: {ceiling:.10g} ({best[-1] / ceiling:.2%})")
+    share = f" ({best[-1] / ceiling:.2%})" if ceiling else ""
+    axes.plot([], [], " ", label=f"{ceiling_name}: {ceiling:.10g}{share}")
     axes.plot([], [], " ", label=f"Goemans–Williamson's best: {gw:.10g}")
     axes.set(xlabel="seconds, the relaxation included", ylabel="cut value", xlim=(0, None))
     axes.ticklabel_format(useOffset=False)

@@ -5,6 +5,7 @@ Run it as it is for the paper's figures 1, 2 and 3; edit the defaults below or o
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,7 @@ import toy
 from activations import ACTIVATIONS, activation
 from experiment import Checkpoint, diverged, flag, identity, print_summary, provenance, refuse, whole_files, writable
 from model import LOSSES, Batch, Student, Teacher, cosines, effective_rank, quadrature, risk, sampled, sobol
-from train import train
+from train import Result, train
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ def check(config: Config) -> None:
             raise ValueError(f"--{name} is {getattr(config, name)}; known are {', '.join(ACTIVATIONS)}")
     if config.risk == "quadrature" and config.d > 3:
         raise ValueError(f"--risk quadrature needs --d of at most 3, not {config.d}; take --risk sobol or sampled")
+    if config.d + (config.noise > 0) > 21_201:
+        raise ValueError(f"--d is {config.d}; Sobol sets, which measure the risk, have at most 21201 dimensions")
     if config.samples & (config.samples - 1):
         raise ValueError(f"--samples is {config.samples}; it must be a power of two")
 
@@ -121,75 +124,99 @@ def complete(config: Config) -> Config:
     return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
 
 
-def main(config: Config) -> int:
-    """Run the experiment, save its files, print the summary; returns the exit status."""
-    try:
-        check(config)
-        config = complete(config)
-        writable(config.out)
-        checkpoint = Checkpoint(config.checkpoint, config.resume, identity(config))
-    except (ValueError, OSError) as error:
-        return refuse(error)
-    generator = torch.Generator(config.device).manual_seed(config.seed)
+def read(
+    config: Config, generator: torch.Generator
+) -> tuple[Teacher, Student, Batch | Callable[[], Batch], Batch, Batch]:
+    """The teacher, the student, and three data sets: trained on, held out, and of the test."""
     teacher = Teacher(
         cosines(config.d).to(config.device), config.k, activation(config.teacher, config.iota), config.noise
     )
-    U, loss, n = teacher.directions, LOSSES[config.loss], teacher.inputs
     student = Student(
         config.d, [config.width] * (config.depth - 1), activation(config.activation, config.iota), generator
     )
     for name, parameter in student.named_parameters():
         kept = config.trained == "first" and name not in ("W", "b")
         parameter.requires_grad_(not (kept or (name == "b" and config.freeze_bias)))
-    W_initial = student.W.detach().clone()
 
     def labelled(points: tuple[torch.Tensor, torch.Tensor]) -> Batch:
         return teacher.labelled(*(x.to(config.device) for x in points))
 
-    start = time.perf_counter() - checkpoint.elapsed
+    n = teacher.inputs
     if config.d <= 3:
         rules = [[m * config.nodes] * config.k + [m * config.nodes_across] * (n - config.k) for m in (1, 2)]
-        exact, test = (labelled(quadrature(rule)) for rule in rules)
+        held_out, test = (labelled(quadrature(rule)) for rule in rules)
     else:
-        exact = test = labelled(sobol(n, 4096, seed=config.seed + 1))
-    data = {
-        "quadrature": exact,
-        "sobol": labelled(sobol(n, config.samples, seed=config.seed)),
-        "sampled": lambda: labelled(sampled(n, config.batch, generator)),
-    }[config.risk]
+        held_out = test = labelled(sobol(n, 4096, seed=config.seed + 1))
+    data: Batch | Callable[[], Batch] = held_out
+    if config.risk == "sobol":
+        data = labelled(sobol(n, config.samples, seed=config.seed))
+    elif config.risk == "sampled":
+
+        def data() -> Batch:
+            return labelled(sampled(n, config.batch, generator))
+
+    return teacher, student, data, held_out, test
+
+
+def descend(
+    config: Config,
+    student: Student,
+    data: Batch | Callable[[], Batch],
+    U: torch.Tensor,
+    held_out: Batch,
+    generator: torch.Generator,
+    checkpoint: Checkpoint,
+) -> Result:
+    """The training, with its progress shown."""
+    with tqdm(desc="PGD", total=config.steps, unit=" steps", disable=None, leave=False) as bar:
+
+        def progress(step: int, objective: float, w_perp: float) -> None:
+            bar.set_postfix_str(f"f {objective:.4g}, ‖W⊥‖ {w_perp:.1e}", refresh=False)
+            bar.update(step - bar.n)
+
+        return train(
+            student,
+            data,
+            U,
+            LOSSES[config.loss],
+            held_out=held_out,
+            lam=config.lam,
+            lr=config.lr,
+            rho=config.rho,
+            momentum=config.momentum,
+            radius=config.radius,
+            patience=config.patience,
+            escape=config.escape,
+            steps=config.steps,
+            anneal=config.anneal,
+            generator=generator,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+
+
+def main(config: Config) -> int:
+    """Run the experiment, save its files, print the summary; returns the exit status."""
     try:
-        with tqdm(desc="PGD", total=config.steps, unit=" steps", disable=None, leave=False) as bar:
-
-            def progress(step: int, objective: float, w_perp: float) -> None:
-                bar.set_postfix_str(f"f {objective:.4g}, ‖W⊥‖ {w_perp:.1e}", refresh=False)
-                bar.update(step - bar.n)
-
-            result = train(
-                student,
-                data,
-                U,
-                loss,
-                held_out=exact,
-                lam=config.lam,
-                lr=config.lr,
-                rho=config.rho,
-                momentum=config.momentum,
-                radius=config.radius,
-                patience=config.patience,
-                escape=config.escape,
-                steps=config.steps,
-                anneal=config.anneal,
-                generator=generator,
-                checkpoint=checkpoint,
-                progress=progress,
-            )
+        check(config)
+        config = complete(config)
+        generator = torch.Generator(config.device).manual_seed(config.seed)
+        teacher, student, data, held_out, test = read(config, generator)
+        writable(config.out)
+        checkpoint = Checkpoint(config.checkpoint, config.resume, identity(config))
+    except (ValueError, OSError) as error:
+        return refuse(error)
+    U, W_initial = teacher.directions, student.W.detach().clone()
+    start = time.perf_counter() - checkpoint.elapsed
+    try:
+        result = descend(config, student, data, U, held_out, generator, checkpoint)
     except FloatingPointError as error:
         return diverged(error, config.lr)
     except ValueError as error:
         return refuse(error)
     seconds, history, certificate = time.perf_counter() - start, result.history, result.certificate
 
-    W = student.W.detach()
+    W, loss = student.W.detach(), LOSSES[config.loss]
     with torch.no_grad():
         train_risk = float(risk(student, loss, data() if callable(data) else data))
         test_risk = float(risk(student, loss, test))
