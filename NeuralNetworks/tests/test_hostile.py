@@ -226,7 +226,7 @@ def call(*arguments: str | bytes, **environment: str) -> subprocess.CompletedPro
 
 
 def test_more_than_the_memory_holds_is_refused(tmp_path):
-    for flags in (("--width", "1000000000"), ("--d", "1000000", "--risk", "sobol")):
+    for flags in (("--width", "1000000000"), ("--risk", "sampled", "--batch", "1000000000")):
         done = call(*flags, "--out", tmp_path / "out")
         assert done.returncode == 2 and done.stdout == b"" and not list(tmp_path.glob("out/*"))
         assert done.stderr.startswith(b"error: not enough memory") and done.stderr.count(b"\n") == 1, done.stderr
