@@ -30,13 +30,19 @@ State = dict[str, Any]
 # --- flags ------------------------------------------------------------------------------------------------------------
 
 
-def check(config: object, positive: Sequence[str] = (), least: Mapping[str, float] | None = None) -> None:
+def check(
+    config: object,
+    positive: Sequence[str] = (),
+    least: Mapping[str, float] | None = None,
+    most: Mapping[str, float] | None = None,
+) -> None:
     """Check the hyperparameters that all experiments have, and those named; None stands for a default and is allowed.
 
     Args:
         config: the dataclass of the command line.
         positive: fields that must be above 0, as well as lr, lam and rho; their powers don't under- or overflow.
-        least: fields that must be at least so much, and at most 10⁹ or, if not whole, 10³⁰.
+        least: fields that must be at least so much.
+        most: those of them that must be at most so much; the others at most 10⁹ or, if not whole, 10³⁰.
 
     Raises:
         ValueError: names the flag, its value and what is allowed.
@@ -46,9 +52,9 @@ def check(config: object, positive: Sequence[str] = (), least: Mapping[str, floa
         if name in given and not 1e-30 <= given[name] <= 1e30:
             raise ValueError(f"{flag(name)} is {given[name]}; it must be a positive number, from 1e-30 to 1e+30")
     for name, bound in {"steps": 1, "patience": 1, "radius": 0, **(least or {})}.items():
-        most = 10**9 if isinstance(given.get(name), int) else 1e30
-        if name in given and not bound <= given[name] <= most:
-            raise ValueError(f"{flag(name)} is {given[name]}; it must be at least {bound}, at most {most:g}")
+        limit = (most or {}).get(name, 10**9 if isinstance(given.get(name), int) else 1e30)
+        if name in given and not bound <= given[name] <= limit:
+            raise ValueError(f"{flag(name)} is {given[name]}; it must be at least {bound}, at most {limit:g}")
     if not 0 <= given.get("momentum", 0) < 1:
         raise ValueError(f"--momentum is {given['momentum']}; it must lie in [0, 1)")
     for name in given:

@@ -221,13 +221,8 @@ def main(config: Config) -> int:
 
     if result.interrupted:
         print(f"interrupted after {result.steps} steps: what follows, and is saved, is the best matrix so far")
-    reason = "none: " + (
-        "f has kinks"
-        if config.objective == "sampled"
-        else "interrupted"
-        if result.interrupted
-        else "too many pairs matter"
-    )
+    why = "f has kinks" if config.objective == "sampled" else "too many pairs matter"
+    reason = "none: " + ("interrupted" if result.interrupted else why)
     pairs = f", {problem.N} pairs" + (f" ({duplicates} of duplicate points left out)" if duplicates else "")
     print_summary(
         {

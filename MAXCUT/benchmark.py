@@ -27,7 +27,7 @@ from optimizer import Rounding
 from sdp import goemans_williamson, solve_sdp, upper_bound
 from search import derandomize_within
 from study import EXCHANGE
-from sweep import report, table
+from sweep import report, table, whole
 from utilities import EXACT_LIMIT, Graph, exact_maxcut, from_networkx, make_graph, random_graph, read_graph, threads
 
 OUT = Path(__file__).parent / "figures"
@@ -127,8 +127,7 @@ def cuts(
             result, found = derandomize_within(
                 graph, V, limit, since, bound, workers=workers, generator=generator, snapshots=1
             )
-            if found is None or found.interrupted:
-                raise KeyboardInterrupt
+            whole(result if found is None else found)
             ours.append(result.cut)
             certified &= result.certificate.is_sosp
         gaps[family(graph)].append((found.seconds, [1 - cut / reference for cut in found.best]))

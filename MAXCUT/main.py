@@ -84,10 +84,8 @@ class Config:
 
 def check(config: Config) -> None:
     """Raise ValueError, naming flag, value and what is allowed, for a hyperparameter out of its range."""
-    experiment.check(config, ("epsilon", "seconds"), dict(draws=2, rank=1, roundings=1, growth=1))
-    for name in ("draws", "roundings"):
-        if getattr(config, name) > MAX_DRAWS:
-            raise ValueError(f"--{name} is {getattr(config, name)}; it must be at most {MAX_DRAWS}")
+    least = dict(draws=2, rank=1, roundings=1, growth=1)
+    experiment.check(config, ("epsilon", "seconds"), least, most=dict(draws=MAX_DRAWS, roundings=MAX_DRAWS))
 
 
 def read(config: Config) -> Graph:
@@ -224,22 +222,20 @@ def main(config: Config) -> int:
             for name, figure in figures.items():
                 style.save(figure, folder, name)
             np.savetxt(folder / "cut.txt", s > 0, fmt="%d")
-            (config.out / "vertices.txt").unlink(missing_ok=True)  # of another graph
             if graph.names:
                 (folder / "vertices.txt").write_text("\n".join(graph.names) + "\n", encoding="utf-8")
             np.savez(folder / "history.npz", **result.history, kicks=result.kicks, gw=gw, **improvements)
             (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        if not graph.names:
+            (config.out / "vertices.txt").unlink(missing_ok=True)  # of another graph
     except OSError as error:
         return refuse(error)
 
     interrupted = result.interrupted or (found is not None and found.interrupted)
     if interrupted:
         print(f"interrupted after {clock[2] - clock[0]:.1f} s: what follows, and is saved, is the best cut so far")
-    sdp_seconds, pgd_seconds, gw_seconds = np.diff(clock)
-    sdp_seconds, pgd_seconds = (
-        sdp_seconds - checkpoint.elapsed,
-        pgd_seconds + checkpoint.elapsed,
-    )  # that of the run before
+    # What a resumed run had taken before counts as PGD's.
+    sdp_seconds, pgd_seconds, gw_seconds = np.diff(clock) + [-checkpoint.elapsed, checkpoint.elapsed, 0]
     beside = of_the_bound(result.cut, bound) if optimum is None else f", the optimum is {optimum:.10g}"
     lines = {
         "graph": f"{graph.n} vertices, {graph.m} edges",

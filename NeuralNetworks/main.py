@@ -19,7 +19,7 @@ import plot
 import style
 import toy
 from activations import ACTIVATIONS, activation
-from experiment import Checkpoint, diverged, flag, identity, print_summary, provenance, refuse, whole_files, writable
+from experiment import Checkpoint, diverged, identity, print_summary, provenance, refuse, whole_files, writable
 from model import LOSSES, Batch, Student, Teacher, cosines, effective_rank, quadrature, risk, sampled, sobol
 from train import Result, train
 
@@ -94,12 +94,8 @@ class Config:
 
 def check(config: Config) -> None:
     """Raise ValueError, naming flag, value and what is allowed, for a hyperparameter out of its range."""
-    experiment.check(
-        config, ("iota",), dict(d=1, k=0, width=1, depth=2, nodes=2, nodes_across=2, samples=2, batch=1, noise=0)
-    )
-    for name in ("nodes", "nodes_across"):
-        if (getattr(config, name) or 0) > 128:
-            raise ValueError(f"{flag(name)} is {getattr(config, name)}; it must be at most 128: more add nothing")
+    least = dict(d=1, k=0, width=1, depth=2, nodes=2, nodes_across=2, samples=2, batch=1, noise=0)
+    experiment.check(config, ("iota",), least, most=dict(nodes=128, nodes_across=128))  # more nodes add nothing
     if config.k > config.d:
         raise ValueError(f"--k is {config.k} and --d is {config.d}; the teacher can use at most d directions")
     for name in ("activation", "teacher"):
