@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pgd import PGD, certify, lambda_min
+from pgd import FAILURE, PGD, certify, lambda_min, lipschitz
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +146,47 @@ def test_lambda_min_agrees_with_the_dense_hessian(n):
     assert abs(vector @ vectors[:, 0]) > 0.99 and vector.norm() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("n, problems", [(3000, 20), (15_000, 2)])
+def test_lambda_min_finds_one_small_negative_eigenvalue_of_a_wide_spectrum(n, problems):
+    """100 curvatures from 1 to 3·10⁴, a large null space, and one direction that leads down, in a random basis."""
+    for seed in range(problems):
+        generator = torch.Generator().manual_seed(seed)
+        planted = -(10 ** (-2 - 0.7 * float(torch.rand((), generator=generator))))
+        curvatures = torch.cat([torch.logspace(0, math.log10(3e4), 100), torch.tensor([planted]), torch.zeros(n - 101)])
+        mirrors = torch.linalg.qr(torch.randn(n, 3, generator=generator))[0]
+        x = torch.zeros(n, requires_grad=True)
+
+        def f(x=x, mirrors=mirrors, curvatures=curvatures) -> Tensor:
+            y = x - 2 * mirrors @ (mirrors.T @ x)
+            return curvatures @ y.square() / 2
+
+        value, (u,) = lambda_min(f, [x], accuracy=1e-4)
+        assert planted - 1.1e-4 <= value <= planted + 1e-9
+        direction = u - 2 * mirrors @ (mirrors.T @ u)
+        assert abs(direction[100]) > 0.99
+
+
+def test_lambda_min_fails_as_often_as_it_says(monkeypatch):
+    """With the failure probability raised to 30 %, that many starts miss the eigenvalue at most, and some do."""
+    import pgd
+
+    monkeypatch.setattr(pgd, "FAILURE", 0.3)
+    x = torch.zeros(400, requires_grad=True)
+    curvatures = torch.cat([torch.tensor([-1.0]), torch.linspace(0, 1, 399)])
+    f = lambda: curvatures @ x.square() / 2  # noqa: E731
+    missed = sum(lambda_min(f, [x], accuracy=10.0, seed=seed)[0] > -1 for seed in range(100))
+    assert missed <= 45
+    assert FAILURE == 1e-6
+
+
+def test_the_lipschitz_constant_of_a_cubic():
+    x = torch.zeros(30, requires_grad=True)
+    a = torch.linspace(0.1, 7, 30)
+    K = lipschitz(lambda: a @ x**3 / 6, [x], radius=1e-2, rounds=100)
+    assert 3.5 < K <= 7 + 1e-9  # a local maximum, from below
+    assert not x.detach().any()
+
+
 def test_lambda_min_takes_several_tensors_and_the_degenerate_cases():
     a, b = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor(3.0, requires_grad=True)
     value, (u, v) = lambda_min(lambda: (a**2).sum() - 2 * b**2, [a, b])
@@ -169,12 +210,18 @@ def test_certificate_of_a_quadratic_is_the_lemma_with_equality():
         return (W * (H @ W)).sum() / 2 + b @ H @ b / 2 + lam * (W**2).sum()
 
     certificate = certify(lambda: f(1.0), [W, b], W, b, lam=1.0, rho=1e-2, K=100)
+    assert certificate.lemma_bound == pytest.approx(1e-2 / 2) and certificate.K_estimate == 0
     assert certificate.gradient_norm == pytest.approx(1.5e-3)
     assert certificate.lambda_min == pytest.approx(-0.5)
     assert certificate.w_norm <= certificate.w_norm_bound == pytest.approx(1e-3, rel=1e-5)
     assert certificate.is_sosp and "SOSP" in str(certificate)
     assert not certify(lambda: f(1.0), [W, b], W, b, lam=1.0, rho=1e-2).is_sosp  # −0.5 < −√(1e-2)
     assert not certify(lambda: f(1.0), [W, b], W, b, lam=1.0, rho=1e-3, K=1e3).is_sosp  # 1.5e-3 > rho
+    assert certify(lambda: f(0.5), [W, b], W, b, lam=0.5 + 1e-9, rho=1e-2, K=100).is_sosp
+    assert not certify(lambda: f(0.4), [W, b], W, b, lam=0.4, rho=1e-2, K=100).is_sosp  # −0.5 < −lam
+    assert certify(lambda: f(1.0), [W, b], W, b, lam=1.0, rho=1.6e-3, K=160).is_sosp
+    assert not certify(lambda: f(1.0), [W, b], W, b, lam=1.0, rho=1.4e-3, K=1000).is_sosp  # just above rho
+    assert not certify(lambda: f(1.0), [W, b], W, b, lam=1.0, rho=1e-2, K=100, gradient_error=2e-3).is_sosp
     assert certify(lambda: f(0.1), [W, b], W, b, lam=0.1, rho=1e-2).w_norm_bound is None  # 0.2 − 0.5 < 0
 
 
