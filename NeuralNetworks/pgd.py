@@ -233,7 +233,7 @@ def lanczos(
     needed = -log(betaincinv(0.5, (n - 1) / 2, FAILURE))  # logarithm of Σ_j p_j(ℓ)²
     alpha, beta, look = [], [], 20
     basis, kept = np.empty((max(1, min(64, REMEMBERED // n)), n)), 0
-    v, before, offdiagonal = start / np.linalg.norm(start), np.zeros(n), 0.0
+    v, before, scale = start / np.linalg.norm(start), np.zeros(n), 0.0
     while True:
         if (kept + 1) * n <= REMEMBERED:  # further ones stay orthogonal to these, and locally by the recurrence
             if kept == len(basis):
@@ -242,27 +242,29 @@ def lanczos(
             kept += 1
         Hv = product(v)
         alpha.append(v @ Hv)
-        rest = Hv - alpha[-1] * v - offdiagonal * before
+        rest = Hv - alpha[-1] * v - (beta[-1] if beta else 0.0) * before
         for _ in range(2):
             rest -= basis[:kept].T @ (basis[:kept] @ rest)
-        offdiagonal = np.linalg.norm(rest)
-        exhausted = offdiagonal <= 1e-14 * np.linalg.norm(Hv) or len(alpha) == MOST_PRODUCTS
+        scale = max(scale, _length(Hv))
+        beta.append(max(_length(rest), 1e-290))
+        exhausted = beta[-1] <= max(1e-14 * scale, 1e-290) or len(alpha) in (
+            n,
+            MOST_PRODUCTS,
+        )  # all that the start can see is seen
         if exhausted or len(alpha) >= look:
             look = int(1.1 * len(alpha)) + 5
-            ritz = eigvalsh_tridiagonal(alpha, beta)
-            width = max(ritz[-1] - ritz[0], abs(ritz[-1]), abs(ritz[0]))
-            gap = max(min(accuracy, 1e-4 * width), finest * width)
+            ritz = eigvalsh_tridiagonal(alpha, beta[:-1])
+            gap = max(min(accuracy, 1e-4 * scale), finest * scale)
             if exhausted or _log_growth(alpha, beta, ritz[0] - gap) >= needed:
                 break
-        beta.append(offdiagonal)
-        before, v = v, rest / offdiagonal
-    low, high = 0.0, max(gap, 1e-300)
-    while width > 0 and _log_growth(alpha, beta, ritz[0] - high) < needed:
+        before, v = v, rest / beta[-1]
+    low, high = 0.0, max(gap, 1e-250)
+    while _log_growth(alpha, beta, ritz[0] - high) < needed:
         high *= 2
-    for _ in range(30 if width > 0 else 0):
+    for _ in range(30):
         middle = (low + high) / 2
         low, high = (low, middle) if _log_growth(alpha, beta, ritz[0] - middle) >= needed else (middle, high)
-    weights = eigh_tridiagonal(alpha, beta, select="i", select_range=(0, 0))[1][:, 0]
+    weights = eigh_tridiagonal(alpha, beta[:-1], select="i", select_range=(0, 0))[1][:, 0]
     u, before, v = np.zeros(n), np.zeros(n), start / np.linalg.norm(start)
     for j, weight in enumerate(weights):  # what is not remembered runs once more
         if j < kept:
@@ -275,7 +277,7 @@ def lanczos(
             before, v = v, rest / beta[j]
         else:
             before = v
-    return float(ritz[0] - (high if width > 0 else 0.0)), u / np.linalg.norm(u)
+    return float(ritz[0] - high), u / np.linalg.norm(u)
 
 
 REMEMBERED = 2**26
@@ -283,15 +285,23 @@ REMEMBERED = 2**26
 MOST_PRODUCTS = 5000
 
 
+def _length(v: np.ndarray) -> float:
+    """‖v‖, of squares that would underflow too."""
+    unit = float(np.abs(v).max())
+    return unit * float(np.linalg.norm(v / unit)) if unit > 1e-290 else 0.0
+
+
 def _log_growth(alpha: Sequence[float], beta: Sequence[float], x: float) -> float:
-    """log Σ_j p_j(x)² of the orthonormal polynomials with this recurrence."""
+    """log Σ_j p_j(x)², j = 0, …, len(alpha), of the orthonormal polynomials with this recurrence."""
     before, p, total, scale = 0.0, 1.0, 1.0, 0.0
-    for j, (a, b) in enumerate(zip(alpha, beta, strict=False)):
+    for j, (a, b) in enumerate(zip(alpha, beta, strict=True)):
         before, p = p, ((x - a) * p - (beta[j - 1] * before if j else 0.0)) / b
+        if not abs(p) < 1e150:  # an invariant subspace
+            return inf
         total += p * p
-        if total > 1e100:
-            shrink = 1 / sqrt(total)
-            before, p, total, scale = before * shrink, p * shrink, 1.0, scale + log(total)
+        if total > 1e50:
+            shrink, scale = 1 / sqrt(total), scale + log(total)
+            before, p, total = before * shrink, p * shrink, 1.0
     return scale + log(total)
 
 
@@ -338,19 +348,18 @@ def lipschitz(
     """
     at, u = [x.clone() for x in params], np.random.default_rng(seed).standard_normal(sum(x.numel() for x in params))
     largest = 0.0
+    u /= np.linalg.norm(u)
     for _ in range(rounds):
-        u /= np.linalg.norm(u)
         products = []
         for r in (radius, -radius):
             for x, x0, part in zip(params, at, torch.from_numpy(u).split([x.numel() for x in params]), strict=True):
                 x.copy_(x0 + r * part.view(x.shape).to(x))
             products.append(_hessian(objective, params)[0](u))
-        difference = (products[0] - products[1]) / (2 * radius)
-        quotient = float(np.linalg.norm(difference))
-        largest = max(largest, quotient)
-        if not quotient > 0:
+        u = products[0] - products[1]
+        length = _length(u)
+        if not length > 1e-290:
             break
-        u = difference
+        largest, u = max(largest, length / (2 * radius)), u / length
     for x, x0 in zip(params, at, strict=True):
         x.copy_(x0)
     return largest

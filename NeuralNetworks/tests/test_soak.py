@@ -143,11 +143,12 @@ def test_every_certificate_says_what_the_dense_hessian_does():
         gradient_norm, (smallest, spread) = np.linalg.norm(gradient[trained]), extremes(hessian, trained)
         assert np.isclose(certificate.gradient_norm, gradient_norm, rtol=1e-9, atol=1e-12), which
         assert smallest - 1e-3 * spread <= certificate.lambda_min <= smallest + 1e-12 * spread, which
-        sosp = certificate.gradient_norm <= rho and certificate.lambda_min >= -sqrt(rho)
+        least = -min(sqrt(rho), lam)
+        sosp = certificate.gradient_norm <= rho and certificate.lambda_min >= least
         assert certificate.is_sosp == sosp and certificate.rho == rho, which
         if sosp:
             claims += 1
-            assert gradient_norm <= rho * (1 + 1e-9) and smallest >= -sqrt(rho), which
+            assert gradient_norm <= rho * (1 + 1e-9) and smallest >= least, which
 
         U, W = teacher.directions.numpy(), student.W.detach().numpy()
         across = np.eye(problem["d"]) - U.T @ U
