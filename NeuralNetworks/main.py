@@ -53,9 +53,9 @@ class Config:
     risk: Literal["quadrature", "sobol", "sampled"] = "quadrature"
     """population risk: exact (d ≤ 3), over a fixed Sobol set, or over a fresh batch each step"""
     nodes: int | None = None
-    """Gauss–Hermite nodes along each of the teacher's directions, for quadrature; none: 64/k"""
+    """nodes of the trapezoidal rule along each of the teacher's directions, for quadrature; none: 128/k^1.5"""
     nodes_across: int = 8
-    """the same along the other directions, where little is left to integrate in the end, and for the noise"""
+    """Gauss–Hermite nodes along the others, where little is left to integrate in the end, and for the noise"""
     samples: int = 8192
     """points of the Sobol set, a power of two"""
     batch: int = 50
@@ -95,7 +95,7 @@ class Config:
 def check(config: Config) -> None:
     """Raise ValueError, naming flag, value and what is allowed, for a hyperparameter out of its range."""
     least = dict(d=1, k=0, width=1, depth=2, nodes=2, nodes_across=2, samples=2, batch=1, noise=0)
-    experiment.check(config, ("iota",), least, most=dict(nodes=128, nodes_across=128))  # more nodes add nothing
+    experiment.check(config, ("iota",), least, most=dict(nodes=1024, nodes_across=64))  # more nodes add nothing
     if config.k > config.d:
         raise ValueError(f"--k is {config.k} and --d is {config.d}; the teacher can use at most d directions")
     for name in ("activation", "teacher"):
@@ -115,15 +115,15 @@ def complete(config: Config) -> Config:
         lr=(2 if config.trained == "first" else 0.05) * config.width,
         momentum=0.0 if config.risk == "sampled" else 0.9,
         rho=config.lam / 5,
-        nodes=64 // max(config.k, 1),
+        nodes=round(128 / max(config.k, 1) ** 1.5),
     )
     return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
 
 
 def read(
     config: Config, generator: torch.Generator
-) -> tuple[Teacher, Student, Batch | Callable[[], Batch], Batch, Batch]:
-    """The teacher, the student, and three data sets: trained on, held out, and of the test."""
+) -> tuple[Teacher, Student, Batch | Callable[[], Batch], Batch, tuple[Batch, Batch]]:
+    """The teacher, the student, the data trained on, those held out, and two finer sets: of certificate and test."""
     teacher = Teacher(
         cosines(config.d).to(config.device), config.k, activation(config.teacher, config.iota), config.noise
     )
@@ -139,10 +139,12 @@ def read(
 
     n = teacher.inputs
     if config.d <= 3:
-        rules = [[m * config.nodes] * config.k + [m * config.nodes_across] * (n - config.k) for m in (1, 2)]
-        held_out, test = (labelled(quadrature(rule)) for rule in rules)
+        along, across = config.nodes, config.nodes_across
+        sizes = (along, across), (2 * along, 2 * across), (2 * along + 3, 2 * across + 1)  # which share no error
+        rules = [quadrature([a] * config.k + [c] * (n - config.k), trapezoids=config.k) for a, c in sizes]
+        held_out, *finer = map(labelled, rules)
     else:
-        held_out = test = labelled(sobol(n, 4096, seed=config.seed + 1))
+        held_out, *finer = (labelled(sobol(n, 4096, seed=config.seed + i)) for i in (1, 2, 3))
     data: Batch | Callable[[], Batch] = held_out
     if config.risk == "sobol":
         data = labelled(sobol(n, config.samples, seed=config.seed))
@@ -151,7 +153,7 @@ def read(
         def data() -> Batch:
             return labelled(sampled(n, config.batch, generator))
 
-    return teacher, student, data, held_out, test
+    return teacher, student, data, held_out, tuple(finer)
 
 
 def descend(
@@ -160,6 +162,7 @@ def descend(
     data: Batch | Callable[[], Batch],
     U: torch.Tensor,
     held_out: Batch,
+    finer: tuple[Batch, Batch],
     generator: torch.Generator,
     checkpoint: Checkpoint,
 ) -> Result:
@@ -176,6 +179,7 @@ def descend(
             U,
             LOSSES[config.loss],
             held_out=held_out,
+            finer=finer,
             lam=config.lam,
             lr=config.lr,
             rho=config.rho,
@@ -197,7 +201,7 @@ def main(config: Config) -> int:
         check(config)
         config = complete(config)
         generator = torch.Generator(config.device).manual_seed(config.seed)
-        teacher, student, data, held_out, test = read(config, generator)
+        teacher, student, data, held_out, finer = read(config, generator)
         writable(config.out)
         checkpoint = Checkpoint(config.checkpoint, config.resume, identity(config))
     except (ValueError, OSError) as error:
@@ -205,7 +209,7 @@ def main(config: Config) -> int:
     U, W_initial = teacher.directions, student.W.detach().clone()
     start = time.perf_counter() - checkpoint.elapsed
     try:
-        result = descend(config, student, data, U, held_out, generator, checkpoint)
+        result = descend(config, student, data, U, held_out, finer, generator, checkpoint)
     except FloatingPointError as error:
         return diverged(error, config.lr)
     except ValueError as error:
@@ -215,8 +219,8 @@ def main(config: Config) -> int:
     W, loss = student.W.detach(), LOSSES[config.loss]
     with torch.no_grad():
         train_risk = float(risk(student, loss, data() if callable(data) else data))
-        test_risk = float(risk(student, loss, test))
-    _, y, p = test
+        test_risk = float(risk(student, loss, finer[0]))
+    _, y, p = finer[0]
     label_variance = float(p @ (y - p @ y).square())
     figures = {"norms": plot.norms(history, result.kicks, certificate.w_norm_bound)}
     if config.d > 1:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import hypot, inf, isfinite
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ class Result:
     """What `train` ends with; the weights are in the student."""
 
     certificate: Certificate
-    """on the held-out batch; its w_norm is ‖W⊥‖_F"""
+    """on the held-out batch, or the finer ones; its w_norm is ‖W⊥‖_F"""
     history: dict[str, np.ndarray]
     """snapshots, ever farther apart: step, seconds (of training so far), objective and risk (of the held-out batch),
     gradient_norm (of the training step), w_perp, w_parallel, and weights (snapshots, h, d) where d = 2"""
@@ -41,6 +41,7 @@ def train(
     loss: Loss,
     *,
     held_out: Batch,
+    finer: tuple[Batch, Batch] | None = None,
     lam: float,
     lr: float,
     rho: float,
@@ -62,8 +63,9 @@ def train(
             compares values of f, which fresh batches blur: it then sleeps, and the run takes all its steps.
         U: (k, d) the teacher's directions, for W⊥.
         loss: see `model.LOSSES`.
-        held_out: the batch on which f is reported and certified; the lemma speaks of Gaussian inputs, so that only a
-            quadrature makes the certificate exact.
+        held_out: the batch on which f is reported; and certified, if that is the f that is meant.
+        finer: where the population risk is meant, two further batches for it, each finer than the one trained on. The
+            certificate is taken on the first; how far its ∇f is from the second's is the certificate's gradient_error.
         lam: factor of ‖W‖²_F.
         lr, rho, momentum, radius, patience: see `PGD`.
         escape: "noise" (Algorithm 1) or "curvature" (Algorithm 2).
@@ -99,7 +101,7 @@ def train(
         radius=radius,
         momentum=momentum,
         patience=patience,
-        # What descent alone gains in `patience` steps at ‖∇f‖ = rho is no escape (the threshold of Jin et al.).
+        # What descent alone gains in `patience` steps at ‖∇f‖ = rho is no escape. (Jin et al. have rho^1.5.)
         f_decrease=-inf if fresh else patience * lr / (1 - momentum) * rho * rho,
         objective=(lambda: objective(batch)) if escape == "curvature" else None,
         generator=generator,
@@ -159,8 +161,20 @@ def train(
     snapshot()
     b_trained = student.b.requires_grad
     student.b.requires_grad_()  # the lemma's bound needs the Hessian in b, trained or not
+    certified, error = held_out, 0.0
+    if finer is not None:
+        certified = finer[0]
+        gradients = [torch.autograd.grad(objective(batch), params, materialize_grads=True) for batch in finer]
+        error = hypot(*(float((g - h).norm()) for g, h in zip(*gradients, strict=True)))
     certificate = certify(
-        lambda: objective(held_out), params, W, student.b, lam, rho, project=lambda W: perpendicular(W, U)
+        lambda: objective(certified),
+        params,
+        W,
+        student.b,
+        lam,
+        rho,
+        project=lambda W: perpendicular(W, U),
+        gradient_error=error,
     )
     student.b.requires_grad_(b_trained)
     require_finite("the gradient", certificate.gradient_norm)
