@@ -58,7 +58,7 @@ class Config:
     lam: float = 1e-3
     """λ: weight of ‖σI‖², which drives the randomness out"""
     momentum: float = 0.97
-    """heavy-ball factor; 0 is Algorithm 1 to the letter"""
+    """factor of Polyak's heavy ball, which Algorithm 1 has not; 0 is none"""
     rho: float = 1e-6
     """ρ: the gradient norm that counts as stationary"""
     radius: float = 1e-2

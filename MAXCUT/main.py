@@ -55,7 +55,7 @@ class Config:
     growth: float = 50.0
     """factor by which λ grows from the first step on; 1 for a constant λ"""
     momentum: float = 0.9
-    """heavy-ball factor; 0 is Algorithm 1 to the letter"""
+    """factor of Polyak's heavy ball, which Algorithm 1 has not; 0 is none"""
     rho: float = 1e-6
     """ρ: the gradient norm that counts as stationary"""
     radius: float = 0.1
@@ -209,6 +209,7 @@ def main(config: Config) -> int:
         "n": graph.n,
         "m": graph.m,
         "cut": result.cut,
+        "expected_cut": result.history["expected_cut"][-1],
         "optimum": optimum,
         "upper_bound": bound,
         "sdp_value": sdp_value(graph, V),
