@@ -109,7 +109,7 @@ def cuts(
         start = time.perf_counter()
         V = solve_sdp(graph, generator=generator)
         sdp_seconds = time.perf_counter() - start
-        bound = upper_bound(graph, V)
+        bound = upper_bound(graph, V)[0]
         gw_start = time.perf_counter()
         gw = float(goemans_williamson(graph, V, ROUNDINGS, generator).max())
         gw_seconds = time.perf_counter() - gw_start + sdp_seconds

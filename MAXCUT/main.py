@@ -170,7 +170,7 @@ def main(config: Config) -> int:
     clock = [time.perf_counter() - checkpoint.elapsed]
     with tqdm(desc="SDP", unit=" steps", disable=None, leave=False) as bar:
         V = solve_sdp(graph, generator=generator, progress=lambda _: bar.update(10))
-    bound = upper_bound(graph, V)
+    bound, proof = upper_bound(graph, V)
     clock.append(time.perf_counter())
     try:
         result, found = descend(config, graph, V, bound, clock[0], cores, checkpoint)
@@ -212,6 +212,7 @@ def main(config: Config) -> int:
         "expected_cut": result.history["expected_cut"][-1],
         "optimum": optimum,
         "upper_bound": bound,
+        "upper_bound_proof": proof,
         "sdp_value": sdp_value(graph, V),
         "gw_mean": gw.mean(),
         "gw_best": gw.max(),
@@ -241,7 +242,8 @@ def main(config: Config) -> int:
     lines = {
         "graph": f"{graph.n} vertices, {graph.m} edges",
         "cut": f"{result.cut:.10g}{beside}",
-        "upper bound": f"{bound:.10g} (SDP value {results['sdp_value']:.10g})",
+        "upper bound": f"{bound:.10g} (SDP value {results['sdp_value']:.10g}; "
+        + ("Lanczos', not proven)" if proof == "Lanczos" else f"proven by {proof})"),
         "Goemans–W.": f"mean {gw.mean():.6g}, best of {len(gw)} {gw.max():.10g}",
         "rounding": f"σ = {result.sigma:.1e} after {result.steps} steps and {len(result.kicks)} perturbations",
     }

@@ -67,7 +67,7 @@ def pgd_to_sosp(
     """
     source = generator(seed)
     V = solve_sdp(graph, generator=source).double()
-    bound, rho = upper_bound(graph, V), 1e-6
+    bound, rho = upper_bound(graph, V)[0], 1e-6
     problem = Rounding(graph, epsilon)
     V = (V * problem.root_d[:, None]).requires_grad_()
     mu = torch.zeros_like(V[:, 0]).requires_grad_()
@@ -190,7 +190,7 @@ def graphs_run(case: Row) -> Row:
     n, seed = case["n"], case["seed"]
     graph, source = FAMILIES[case["family"]](n, seed), generator(seed)
     V = solve_sdp(graph, generator=source)
-    ceiling = exact_maxcut(graph)[0] if n <= EXACT else upper_bound(graph, V)
+    ceiling = exact_maxcut(graph)[0] if n <= EXACT else upper_bound(graph, V)[0]
     gw = goemans_williamson(graph, V, 1000, source)
     result = whole(derandomize(graph, V, snapshots=1, generator=source))
     expectations = conditional_expectations(graph, np.zeros(n))  # of the cut that puts each vertex on a random side

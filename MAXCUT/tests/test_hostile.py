@@ -481,7 +481,7 @@ def test_steins_identity_as_the_randomness_vanishes(length, epsilon):
 def test_every_step_of_a_run_on_extreme_graphs(graph, escape):
     generator = torch.Generator().manual_seed(0)
     V = solve_sdp(graph, generator=generator)
-    bound, rounded = upper_bound(graph, V), goemans_williamson(graph, V, 20, generator)
+    bound, rounded = upper_bound(graph, V)[0], goemans_williamson(graph, V, 20, generator)
     result = derandomize(graph, V, steps=150, escape=escape, snapshots=3, generator=generator)
     optimum = max(float(graph.w[graph.w > 0].sum()), 0.0) if graph.n > 25 else exact_maxcut(graph)[0]
     size = 1e-6 * float(graph.w.abs().sum())

@@ -39,7 +39,7 @@ def test_known_values(graph, value):
     graph = from_networkx(graph)
     V = solve_sdp(graph, tol=1e-5, generator=generator())
     assert sdp_value(graph, V) == pytest.approx(value, rel=1e-4)
-    assert sdp_value(graph, V) - 1e-6 <= upper_bound(graph, V) == pytest.approx(value, rel=1e-3)
+    assert sdp_value(graph, V) - 1e-6 <= upper_bound(graph, V)[0] == pytest.approx(value, rel=1e-3)
     assert torch.allclose(V.norm(dim=1), torch.ones(graph.n))
 
 
@@ -53,10 +53,10 @@ def test_bound_holds_for_the_exact_optimum_whatever_the_weights(seed):
     V = solve_sdp(graph, tol=1e-4, generator=generator(seed))
     scale = float(graph.w.abs().sum())
     assert optimum <= sdp_value(graph, V) + 1e-3 * scale
-    assert optimum <= upper_bound(graph, V) * (1 + 1e-12)
-    assert upper_bound(graph, V) <= sdp_value(graph, V) + 2e-3 * scale
+    assert optimum <= upper_bound(graph, V)[0] * (1 + 1e-12)
+    assert upper_bound(graph, V)[0] <= sdp_value(graph, V) + 2e-3 * scale
     anything = normalize(torch.randn(n, 3, generator=generator(seed)))
-    assert optimum <= upper_bound(graph, anything) * (1 + 1e-12)  # weak duality needs no solution
+    assert optimum <= upper_bound(graph, anything)[0] * (1 + 1e-12)  # weak duality needs no solution
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_bound_holds_for_the_exact_optimum_whatever_the_weights(seed):
 )
 def test_bound_is_within_0_15_percent_of_the_value(graph):
     V = solve_sdp(graph, generator=generator())
-    value, bound = sdp_value(graph, V), upper_bound(graph, V)
+    value, bound = sdp_value(graph, V), upper_bound(graph, V)[0]
     assert value <= bound <= 1.0015 * value
 
 
@@ -82,7 +82,7 @@ def test_value_and_bound_scale_with_the_weights(unit):
     graph, scaled = make_graph(31, i, j), make_graph(31, i, j, np.full(len(i), unit))  # vertex 30 is isolated
     V, V_scaled = solve_sdp(graph, generator=generator()), solve_sdp(scaled, generator=generator())
     assert sdp_value(scaled, V_scaled) == pytest.approx(unit * sdp_value(graph, V), rel=1e-4)
-    assert upper_bound(scaled, V) == pytest.approx(unit * upper_bound(graph, V))
+    assert upper_bound(scaled, V)[0] == pytest.approx(unit * upper_bound(graph, V)[0])
 
 
 def test_mean_rounding_is_arccos():
@@ -93,3 +93,28 @@ def test_mean_rounding_is_arccos():
     assert cuts.shape == (20_000,)
     assert abs(float(cuts.mean()) - expected) < 3 * float(cuts.std()) / math.sqrt(20_000)
     assert expected >= 0.878 * sdp_value(graph, V)
+
+
+def test_a_bound_that_a_factorization_refutes_is_raised(monkeypatch):
+    """Lanczos that misses the least eigenvalue gives too low a bound; the proof does not, dense or sparse."""
+    import sdp
+
+    graph = random_graph(60, 0.06, 3)
+    V = torch.nn.functional.normalize(
+        torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    )  # far from optimal
+    W, x = graph.adjacency.toarray(), V.double().numpy()
+    y = -(x * (W @ x)).sum(1)
+    least, vectors = np.linalg.eigh(W + np.diag(y))
+    exact = W.sum() / 4 + (y.sum() - 60 * least[0]) / 4
+    for dense, proof in ((4000, "Cholesky"), (10, "LDL")):
+        monkeypatch.setattr(sdp, "DENSE", dense)
+        bound, way = upper_bound(graph, V)
+        assert way == proof and exact <= bound <= 1.02 * exact
+        with monkeypatch.context() as patch:
+            patch.setattr(sdp, "eigsh", lambda *_, **__: (None, vectors[:, 1:2]))  # the second instead
+            missed, way = upper_bound(graph, V)
+            assert way == proof and missed >= exact
+            patch.setattr(sdp, "positive_definite", lambda S: (None, "none"))
+            blind, way = upper_bound(graph, V)
+            assert way == "Lanczos" and blind < exact

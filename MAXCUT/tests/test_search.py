@@ -77,7 +77,7 @@ def test_it_ends_when_the_time_is_over_at_an_sosp_no_worse_than_the_first_descen
     graph = random_graph(200, 0.1, 1)
     since, generator = time.perf_counter(), torch.Generator().manual_seed(0)
     V = solve_sdp(graph, generator=generator)
-    bound = upper_bound(graph, V)
+    bound = upper_bound(graph, V)[0]
     result, found = derandomize_within(graph, V, 4.0, since, bound, generator=generator)
     assert result.cut == max(found.cuts) >= found.best[0] and value(graph, result.s) == result.cut <= bound
     assert result.certificate.is_sosp and result.sigma < 1e-3
