@@ -140,7 +140,7 @@ def read(
     n = teacher.inputs
     if config.d <= 3:
         along, across = config.nodes, config.nodes_across
-        sizes = (along, across), (2 * along, 2 * across), (2 * along + 3, 2 * across + 1)  # which share no error
+        sizes = (along, across), (3 * along // 2, across + 4), (2 * along + 3, across + 9)  # which share no error
         rules = [quadrature([a] * config.k + [c] * (n - config.k), trapezoids=config.k) for a, c in sizes]
         held_out, *finer = map(labelled, rules)
     else:

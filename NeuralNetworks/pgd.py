@@ -123,7 +123,7 @@ class PGD(torch.optim.Optimizer):
         if self.gradient_norm <= group["rho"] > 0 and (self.objective or waited > self.patience):
             if self.objective:
                 threshold = sqrt(self.K * group["rho"]) if self.curvature is None else self.curvature
-                least, direction = lambda_min(self.objective, params, accuracy=threshold / 10)
+                least, direction = lambda_min(self.objective, params, accuracy=threshold / 4)
                 if least >= -threshold:
                     self.converged = True
                     return f
@@ -190,7 +190,7 @@ def lambda_min(
         objective: f as a function without arguments, twice differentiable in params.
         params: tensors that require gradients.
         accuracy: how far, in f's unit, the bound may lie below the least Ritz value, as far as the precision of params
-            allows; 10⁻⁴ of the spectrum's width if that is better.
+            allows; by default 10⁻⁴ of the spectrum's width.
         seed: of Lanczos' start vector.
 
     Returns:
@@ -223,7 +223,7 @@ def lanczos(
     Args:
         product: v ↦ H v.
         start: (n,) a sample of N(0, I).
-        accuracy: stops where the bound is so near to θ, or 10⁻⁴ of the spectrum's width if that is better.
+        accuracy: stops where the bound is so near to θ; inf: 10⁻⁴ of the spectrum's width.
         finest: relative to the width, the accuracy that rounding allows.
 
     Returns:
@@ -243,18 +243,15 @@ def lanczos(
         Hv = product(v)
         alpha.append(v @ Hv)
         rest = Hv - alpha[-1] * v - (beta[-1] if beta else 0.0) * before
-        for _ in range(2):
-            rest -= basis[:kept].T @ (basis[:kept] @ rest)
+        rest -= basis[:kept].T @ (basis[:kept] @ rest)
         scale = max(scale, _length(Hv))
         beta.append(max(_length(rest), 1e-290))
-        exhausted = beta[-1] <= max(1e-14 * scale, 1e-290) or len(alpha) in (
-            n,
-            MOST_PRODUCTS,
-        )  # all that the start can see is seen
+        # all that the start can see is seen
+        exhausted = beta[-1] <= max(1e-14 * scale, 1e-290) or len(alpha) in (n, MOST_PRODUCTS)
         if exhausted or len(alpha) >= look:
             look = int(1.1 * len(alpha)) + 5
             ritz = eigvalsh_tridiagonal(alpha, beta[:-1])
-            gap = max(min(accuracy, 1e-4 * scale), finest * scale)
+            gap = max(1e-4 * scale if accuracy == inf else accuracy, finest * scale)
             if exhausted or _log_growth(alpha, beta, ritz[0] - gap) >= needed:
                 break
         before, v = v, rest / beta[-1]
@@ -272,8 +269,7 @@ def lanczos(
         u += weight * v
         if kept <= j + 1 < len(alpha):
             rest = product(v) - alpha[j] * v - (beta[j - 1] if j else 0.0) * before
-            for _ in range(2):
-                rest -= basis[:kept].T @ (basis[:kept] @ rest)
+            rest -= basis[:kept].T @ (basis[:kept] @ rest)
             before, v = v, rest / beta[j]
         else:
             before = v
@@ -439,7 +435,7 @@ def certify(
         gradients = torch.autograd.grad(objective(), [*params, W], materialize_grads=True)
     gradient_norm, w_norm = _norm(gradients[:-1]), float(project(W.detach()).norm())
     threshold, stationary = min(sqrt(K * rho), lam), gradient_norm <= rho
-    accuracies = (threshold / 10, lam / 10) if stationary else (inf, inf)  # it takes long where the spectrum is wide
+    accuracies = (threshold / 4, lam / 4) if stationary else (inf, inf)  # it takes long where the spectrum is wide
     smallest = lambda_min(objective, params, accuracies[0])[0]
     denominator = (2 * lam + lambda_min(objective, [b], accuracies[1])[0]) * (1 - 1e-6)  # rounds the bound up
     K_estimate = max(K_estimate, lipschitz(objective, params, radius))

@@ -54,7 +54,7 @@ def test_w_perp_vanishes_under_the_lemmas_bound(loss, seed):
     n, h = W.numel(), len(b)
     rows = [torch.cat([H_WW.reshape(n, n), H_Wb.reshape(n, h)], 1), torch.cat([H_bW.reshape(h, n), H_bb], 1)]
     smallest = float(torch.linalg.eigvalsh(torch.cat(rows))[0])
-    assert certificate.lambda_min <= smallest + 1e-12 and certificate.lambda_min == pytest.approx(smallest, abs=1e-5)
+    assert certificate.lambda_min <= smallest + 1e-12 and certificate.lambda_min == pytest.approx(smallest, abs=1e-4 / 4)
 
 
 def test_the_counterexample_finds_structure_and_learns_nothing():
