@@ -7,7 +7,7 @@ A rho-SOSP of f is a point with ‖∇f‖ ≤ rho and λ_min(∇²f) ≥ −√
 (Definition 2.2). PGD finds one; `certify` measures whether a given point is one, and what the lemma makes of it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import hypot, inf, log, sqrt
 
@@ -127,7 +127,7 @@ class PGD(torch.optim.Optimizer):
                 if least >= -threshold:
                     self.converged = True
                     return f
-                self._curvature_step(direction)
+                self._curvature_step(direction())
             else:
                 self._x, self._f, self._t_noise = [x.clone() for x in params], _value(f), self._t
                 self.perturb()
@@ -174,12 +174,15 @@ class PGD(torch.optim.Optimizer):
 
 FAILURE = 1e-6
 """probability, over Lanczos' random start, that an eigenvalue lies below the λ_min that is given"""
+REMEMBERED = 2**26
+"""numbers that Lanczos keeps of its vectors, half a gigabyte"""
+MOST_PRODUCTS = 5000
 
 
 def lambda_min(
     objective: Callable[[], Tensor], params: Sequence[Tensor], accuracy: float = inf, seed: int = 0
-) -> tuple[float, list[Tensor]]:
-    """A lower bound on the eigenvalues of ∇²f over all of `params` as one vector, and the unit vector nearest to it.
+) -> tuple[float, Callable[[], list[Tensor]]]:
+    """A lower bound on the eigenvalues of ∇²f over all of `params` as one vector, and the direction nearest to it.
 
     Lanczos on Hessian-vector products; the Hessian is not formed, but for up to 20 variables, where it takes no more
     products and the bound is the eigenvalue. A Ritz value lies above λ_min, and no number of them proves that nothing
@@ -194,7 +197,7 @@ def lambda_min(
         seed: of Lanczos' start vector.
 
     Returns:
-        The bound, and the Ritz vector in the shapes of `params`.
+        The bound, and a function that computes the unit Ritz vector in the shapes of `params`.
 
     Raises:
         FloatingPointError: a product overflows, or would when it is squared.
@@ -202,16 +205,16 @@ def lambda_min(
     product, unflatten, n = _hessian(objective, params)
     if n <= 20:
         values, vectors = np.linalg.eigh([product(v) for v in np.eye(n)])
-        return float(values[0]), unflatten(vectors[:, 0])
+        return float(values[0]), lambda: unflatten(vectors[:, 0])
     start = np.random.default_rng(seed).standard_normal(n)
     finest = 1e-12 if all(x.dtype == torch.float64 for x in params) else 1e-6
     bound, ritz_vector = lanczos(product, start, accuracy, finest)
-    return bound, unflatten(ritz_vector)
+    return bound, lambda: unflatten(ritz_vector())
 
 
 def lanczos(
     product: Callable[[np.ndarray], np.ndarray], start: np.ndarray, accuracy: float, finest: float = 1e-12
-) -> tuple[float, np.ndarray]:
+) -> tuple[float, Callable[[], np.ndarray]]:
     """A lower bound on the spectrum of a symmetric H, by Lanczos from a start that is uniform in direction.
 
     Let p_j be the orthonormal polynomials of the run, q_j = p_j(H) q_0 its vectors. For a unit eigenvector u of the
@@ -227,58 +230,61 @@ def lanczos(
         finest: relative to the width, the accuracy that rounding allows.
 
     Returns:
-        ℓ, that all eigenvalues exceed but for the probability `FAILURE`, and the Ritz vector of θ.
+        ℓ, that all eigenvalues exceed but for the probability `FAILURE`, and a function that computes θ's Ritz vector.
     """
     n = len(start)
     needed = -log(betaincinv(0.5, (n - 1) / 2, FAILURE))  # logarithm of Σ_j p_j(ℓ)²
-    alpha, beta, look = [], [], 20
+    alpha, beta, look, scale = [], [], 20, 0.0
+    for a, b, length, _ in _recurrence(product, start):
+        alpha.append(a)
+        beta.append(b)
+        scale = max(scale, length)
+        # all that the start can see is seen
+        exhausted = b <= max(1e-14 * scale, 1e-290) or len(alpha) in (n, MOST_PRODUCTS)
+        if exhausted or len(alpha) >= look:
+            look = int(1.1 * len(alpha)) + 5
+            theta = eigvalsh_tridiagonal(alpha, beta[:-1])[0]
+            gap = max(1e-4 * scale if accuracy == inf else accuracy, finest * scale)
+            if exhausted or _log_growth(alpha, beta, theta - gap) >= needed:
+                break
+    low, high = 0.0, max(gap, 1e-250)
+    while _log_growth(alpha, beta, theta - high) < needed:
+        high *= 2
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _log_growth(alpha, beta, theta - middle) >= needed else (middle, high)
+
+    def ritz_vector() -> np.ndarray:
+        weights = eigh_tridiagonal(alpha, beta[:-1], select="i", select_range=(0, 0))[1][:, 0]
+        u = sum(w * v for w, (*_, v) in zip(weights, _recurrence(product, start), strict=False))
+        return u / np.linalg.norm(u)
+
+    return float(theta - high), ritz_vector
+
+
+def _recurrence(
+    product: Callable[[np.ndarray], np.ndarray], start: np.ndarray
+) -> Iterator[tuple[float, float, float, np.ndarray]]:
+    """Lanczos' α_j, β_j, ‖H v_j‖ and v_j, one after the other.
+
+    As many v_j as `REMEMBERED` allows are kept; later ones stay orthogonal to these, and locally by the recurrence.
+    """
+    n = len(start)
     basis, kept = np.empty((max(1, min(64, REMEMBERED // n)), n)), 0
-    v, before, scale = start / np.linalg.norm(start), np.zeros(n), 0.0
+    v, before, beta = start / np.linalg.norm(start), np.zeros(n), 0.0
     while True:
-        if (kept + 1) * n <= REMEMBERED:  # further ones stay orthogonal to these, and locally by the recurrence
+        if (kept + 1) * n <= REMEMBERED:
             if kept == len(basis):
                 basis = np.concatenate([basis, np.empty_like(basis)])
             basis[kept] = v
             kept += 1
         Hv = product(v)
-        alpha.append(v @ Hv)
-        rest = Hv - alpha[-1] * v - (beta[-1] if beta else 0.0) * before
+        alpha = v @ Hv
+        rest = Hv - alpha * v - beta * before
         rest -= basis[:kept].T @ (basis[:kept] @ rest)
-        scale = max(scale, _length(Hv))
-        beta.append(max(_length(rest), 1e-290))
-        # all that the start can see is seen
-        exhausted = beta[-1] <= max(1e-14 * scale, 1e-290) or len(alpha) in (n, MOST_PRODUCTS)
-        if exhausted or len(alpha) >= look:
-            look = int(1.1 * len(alpha)) + 5
-            ritz = eigvalsh_tridiagonal(alpha, beta[:-1])
-            gap = max(1e-4 * scale if accuracy == inf else accuracy, finest * scale)
-            if exhausted or _log_growth(alpha, beta, ritz[0] - gap) >= needed:
-                break
-        before, v = v, rest / beta[-1]
-    low, high = 0.0, max(gap, 1e-250)
-    while _log_growth(alpha, beta, ritz[0] - high) < needed:
-        high *= 2
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (low, middle) if _log_growth(alpha, beta, ritz[0] - middle) >= needed else (middle, high)
-    weights = eigh_tridiagonal(alpha, beta[:-1], select="i", select_range=(0, 0))[1][:, 0]
-    u, before, v = np.zeros(n), np.zeros(n), start / np.linalg.norm(start)
-    for j, weight in enumerate(weights):  # what is not remembered runs once more
-        if j < kept:
-            v = basis[j]
-        u += weight * v
-        if kept <= j + 1 < len(alpha):
-            rest = product(v) - alpha[j] * v - (beta[j - 1] if j else 0.0) * before
-            rest -= basis[:kept].T @ (basis[:kept] @ rest)
-            before, v = v, rest / beta[j]
-        else:
-            before = v
-    return float(ritz[0] - high), u / np.linalg.norm(u)
-
-
-REMEMBERED = 2**26
-"""numbers that Lanczos keeps of its vectors, half a gigabyte"""
-MOST_PRODUCTS = 5000
+        beta = max(_length(rest), 1e-290)
+        yield alpha, beta, _length(Hv), v
+        before, v = v, rest / beta
 
 
 def _length(v: np.ndarray) -> float:

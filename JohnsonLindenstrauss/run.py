@@ -1,0 +1,350 @@
+"""What every run has around its mathematics: ranges of flags, the loop, checkpoints, whole files, how figures look.
+
+This file is the same to the byte in MAXCUT/, JohnsonLindenstrauss/ and NeuralNetworks/, as pgd.py is; a test compares
+them.
+"""
+
+import copy
+import hashlib
+import io
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Self
+
+import numpy as np
+import torch
+import tyro
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from pydantic import AfterValidator, Field
+from torch import Tensor
+from tqdm import tqdm
+
+from pgd import PGD
+
+State = dict[str, Any]
+"""what a checkpoint holds: tensors, numbers, words, and lists and dictionaries of these"""
+
+
+# --- ranges of hyperparameters: `lr: Positive = 0.1` ------------------------------------------------------------------
+
+
+def _device(name: str) -> str:
+    try:
+        torch.zeros(1, device=torch.Generator(name).device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split(". ")[0]
+        raise ValueError(f"{name} is not to be had here: {reason}") from None
+    return name
+
+
+Positive = Annotated[float, Field(ge=1e-30, le=1e30)]  # its square neither under- nor overflows
+NotNegative = Annotated[float, Field(ge=0, le=1e30)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Device = Annotated[str, AfterValidator(_device)]
+
+
+# --- the loop of a descent, and what it leaves in a file to go on from ------------------------------------------------
+
+
+class Checkpoint:
+    """The state of a run in a file, from which the same command goes on to the same end. Without a file: nothing.
+
+    Writing takes at most a twentieth of the run's time.
+
+    Args:
+        file: where to keep it; None for nowhere. If it is there already, the run goes on from it.
+        config, data: what must be the same in both runs: flags, but for those that say where and how long, and data.
+
+    Attributes:
+        elapsed: seconds that the run had taken before.
+
+    Raises:
+        ValueError: the file is no checkpoint, or that of another run.
+        OSError: the file can't be read or written.
+    """
+
+    def __init__(self, file: Path | None = None, config: object = None, data: Sequence[Tensor] = ()) -> None:
+        self.file, self.elapsed, self._parts, self._due = file, 0.0, {}, -float("inf")
+        if file is None:
+            return
+        free = ("graph", "data", "seconds", "checkpoint", "out")
+        digest = hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in data)).hexdigest()
+        flags = {f"--{k.replace('_', '-')}": str(v) for k, v in asdict(config).items() if k not in free}
+        self._identity = flags | {"the data": digest}
+        if file.exists():
+            content = io.BytesIO(file.read_bytes())
+            try:
+                saved = torch.load(content, weights_only=True)  # runs no code, whatever is in the file
+                other, self._parts, self.elapsed = dict(saved["identity"]), saved["parts"], saved["elapsed"]
+            except Exception:  # whatever unpickling stumbles on
+                raise ValueError(f"--checkpoint {file} is there and is no checkpoint of such a run") from None
+            for name in self._identity | other:
+                if self._identity.get(name) != other.get(name):
+                    raise ValueError(f"--checkpoint {file} is that of another run: {name} differs; give another name")
+        self._start = time.perf_counter() - self.elapsed
+        self._write()
+
+    def resumed(self, part: str) -> State | None:
+        """The state of that part of the run in the file; None if there is none."""
+        return self._parts.get(part)
+
+    def keep(self, part: str, state: Callable[[], State], finished: bool = False) -> None:
+        """Keep the part's state if it is time to, or if the part has finished."""
+        start = time.perf_counter()
+        if self.file is not None and (finished or start >= self._due):
+            self._parts[part] = copy.deepcopy(state())  # written again with other parts, when the run has gone on
+            try:
+                self._write()
+            except OSError as error:  # the run is worth more than its checkpoint
+                warnings.warn(f"--checkpoint {self.file} could not be written: {error}", stacklevel=2)
+            self._due = time.perf_counter() + 20 * (time.perf_counter() - start)
+
+    def _write(self) -> None:
+        saved = {"identity": self._identity, "parts": self._parts, "elapsed": time.perf_counter() - self._start}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        part = self.file.with_name(f".{self.file.name}.part")
+        torch.save(saved, part)
+        os.replace(part, self.file)
+
+
+class Descent(ABC):
+    """A run of PGD that can be stepped, saved and gone on with; the descents of the three experiments are of this kind.
+
+    A subclass makes its parameters and its PGD in `__init__`, and says what a step is, what a snapshot holds and when
+    one is due, and what all that amounts to (`result`).
+
+    Args:
+        params: what PGD moves, by name.
+        pgd: the optimizer.
+        steps: at most so many.
+        generator: of all randomness.
+
+    Attributes:
+        t: steps taken.
+        kicks: steps at which a perturbation struck.
+        history: snapshots, a list for each name in the rows.
+        interrupted: whether Ctrl-C ended the run.
+    """
+
+    def __init__(self, params: dict[str, Tensor], pgd: PGD, steps: int, generator: torch.Generator) -> None:
+        self.params, self.pgd, self.steps, self.generator = params, pgd, steps, generator
+        self.t, self.kicks, self.history, self.interrupted = 0, [], {}, False
+
+    @abstractmethod
+    def step(self) -> None:
+        """One step of PGD, with the hyperparameters of time t."""
+
+    @abstractmethod
+    def due(self) -> bool:
+        """Whether a snapshot is due at time t."""
+
+    @abstractmethod
+    def row(self) -> dict[str, Any]:
+        """A snapshot: numbers (or arrays) by name."""
+
+    def says(self) -> str:
+        """The latest snapshot in a few words, for the progress bar."""
+        return ""
+
+    def run(self, checkpoint: Checkpoint | None = None) -> Self:
+        """Step until PGD has converged, the steps are used up, or Ctrl-C; shows its progress in a terminal.
+
+        Raises:
+            FloatingPointError: the gradient is no longer finite.
+        """
+        checkpoint = checkpoint or Checkpoint()
+        if (state := checkpoint.resumed("descent")) is not None:
+            self.load_state_dict(state)
+        with tqdm(desc="PGD", initial=self.t, total=self.steps, unit=" steps", disable=None, leave=False) as bar:
+            try:
+                while self.t < self.steps and not self.pgd.converged:
+                    if self.due():
+                        self.snapshot()
+                        bar.set_postfix_str(self.says(), refresh=False)
+                        bar.update(self.t - bar.n)
+                    self.step()
+                    if not isfinite(self.pgd.gradient_norm):
+                        raise FloatingPointError(f"the gradient is {self.pgd.gradient_norm} at step {self.t}")
+                    self.t += 1
+                    if self.pgd.perturbations > len(self.kicks):
+                        self.kicks.append(self.t)
+                    checkpoint.keep("descent", self.state_dict)
+                checkpoint.keep("descent", self.state_dict, finished=True)
+            except KeyboardInterrupt:
+                self.interrupted = True
+        self.snapshot()
+        return self
+
+    def snapshot(self) -> None:
+        """Append a row to the history."""
+        for name, value in self.row().items():
+            self.history.setdefault(name, []).append(value)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The history and the kicks as arrays, as they go into history.npz."""
+        return {name: np.array(values) for name, values in self.history.items()} | {"kicks": np.array(self.kicks)}
+
+    def state_dict(self) -> State:
+        """All that further steps depend on; a subclass adds what it has besides."""
+        params, random = {name: x.detach() for name, x in self.params.items()}, self.generator.get_state()
+        loop = dict(t=self.t, kicks=self.kicks, history=self.history, random=random)
+        return loop | dict(params=params, pgd=self.pgd.state_dict())
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where the descent was whose `state_dict` this is."""
+        self.t, self.kicks, self.history = state["t"], state["kicks"], state["history"]
+        for name, x in self.params.items():
+            x.data.copy_(state["params"][name])
+        self.pgd.load_state_dict(state["pgd"])
+        self.generator.set_state(state["random"])
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def writable(folder: Path) -> None:
+    """Make the folder if need be, before the run has cost anything.
+
+    Raises:
+        OSError: it can't be made or written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"--out {folder} can't be written to; give another folder")
+
+
+@contextmanager
+def whole_files(folder: Path) -> Iterator[Path]:
+    """A temporary folder, whose files at the end move to `folder`, each of them whole.
+
+    Raises:
+        OSError: `folder` can't be written to, or is full.
+    """
+    parts: dict[Path, Path] = {}
+    try:
+        with tempfile.TemporaryDirectory() as staging:
+            yield Path(staging)
+            parts = {folder / f".{file.name}.part": file for file in Path(staging).iterdir()}
+            for part, file in parts.items():
+                if (folder / file.name).is_dir():
+                    raise IsADirectoryError(f"{file.name} is a folder there")
+                shutil.copyfile(file, part)
+        for part, file in parts.items():
+            os.replace(part, folder / file.name)
+    except OSError as error:
+        raise OSError(f"the files can't be written to {folder}: {error.strerror or error}") from error
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+
+
+def save(
+    folder: Path,
+    config: object,
+    results: State,
+    figures: Mapping[str, Figure],
+    **arrays: Mapping[str, np.ndarray],
+) -> None:
+    """Write figures (name.png and name.pdf), arrays (name.npz) and results.json, which adds config and versions."""
+    for name, figure in figures.items():
+        save_figure(figure, folder, name)
+    for name, content in arrays.items():
+        np.savez(folder / f"{name}.npz", **content)
+    names = ("torch", "numpy", "scipy", "networkx", "matplotlib")
+    versions = {name: sys.modules[name].__version__ for name in names if name in sys.modules}
+    provenance = {
+        "config": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
+        "versions": {"python": platform.python_version()} | versions,
+    }
+    (folder / "results.json").write_text(json.dumps(provenance | results, indent=2) + "\n", encoding="utf-8")
+
+
+# --- what the user reads ----------------------------------------------------------------------------------------------
+
+
+def print_summary(lines: Mapping[str, str]) -> None:
+    """Print the lines, each behind its name."""
+    print("\n".join(f"{name:13}{text}" for name, text in lines.items()))
+
+
+def command_line(main: Callable[[Any], bool], config: type, description: str) -> NoReturn:
+    """Run main with the flags as a config; it returns whether Ctrl-C cut it short.
+
+    Exit status: 0; 130 after Ctrl-C; 2 for bad input, which is said in one line (`python -X dev` shows where from).
+    """
+    warnings.formatwarning = lambda message, *_: f"note: {message}\n"
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # λ and ‖ where the terminal has none
+    try:
+        flags = tyro.cli(config, description=description)
+        status = 130 if main(flags) else 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on, as in `| head -1`; the files are written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except KeyboardInterrupt:
+        print("interrupted before the files were written: nothing is saved", file=sys.stderr)
+        status = 130
+    except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
+        # PyTorch says RuntimeError where memory runs out; others are bugs.
+        if sys.flags.dev_mode or (isinstance(error, RuntimeError) and "memory" not in str(error)):
+            raise
+        hint = f": the run diverges; try --lr {flags.lr / 10:g}" if isinstance(error, FloatingPointError) else ""
+        print("error:", " ".join(str(error).split()) + hint, file=sys.stderr)
+        status = 2
+    sys.exit(status)
+
+
+# --- how the figures look ---------------------------------------------------------------------------------------------
+
+# Okabe and Ito's colours, which colour-blind readers tell apart.
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
+PURPLE, SKY = "#CC79A7", "#56B4E9"
+STYLE = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "lines.linewidth": 2,
+    "savefig.dpi": 200,
+}
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> None:
+    """Write the figure as folder/name.png and folder/name.pdf, the same bytes for the same figure."""
+    with rc_context(STYLE):
+        figure.savefig(folder / f"{name}.png")
+        figure.set_layout_engine("none")  # laid out once is enough
+        figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+
+
+def perturbations(axes: Axes, kicks: Sequence[int]) -> None:
+    """A line where each perturbation struck; the last one finds no way down, and PGD returns to where it was."""
+    for kick in kicks:
+        axes.axvline(kick, color=ORANGE, linewidth=1.5, zorder=0, label="perturbation")
+
+
+def legend_below(figure: Figure, columns: int | None = None) -> None:
+    """One legend for all panels, below them; in one column up to three lines, else two, unless it is said."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    columns = columns or (1 if len(unique) < 4 else 2)
+    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=columns, fontsize=9)
