@@ -305,7 +305,8 @@ def command_line(main: Callable[[Any], bool], config: type, description: str) ->
         # PyTorch says RuntimeError where memory runs out; others are bugs.
         if sys.flags.dev_mode or (isinstance(error, RuntimeError) and "memory" not in str(error)):
             raise
-        hint = f": the run diverges; try --lr {flags.lr / 10:g}" if isinstance(error, FloatingPointError) else ""
+        smaller = f"--lr {flags.lr / 10:g}" if getattr(flags, "lr", None) else "a smaller --lr"
+        hint = f": the run diverges; try {smaller}" if isinstance(error, FloatingPointError) else ""
         print("error:", " ".join(str(error).split()) + hint, file=sys.stderr)
         status = 2
     sys.exit(status)

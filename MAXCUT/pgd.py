@@ -391,16 +391,17 @@ class Certificate:
     lam: float
     """factor of ‖W‖²_F in f"""
     is_sosp: bool
-    """whether ‖∇f‖ ≤ rho, known to rho/10, and λ_min ≥ −min(√(K rho), lam)"""
+    """whether ‖∇f‖ ≤ rho, known to rho/10, and λ_min ≥ −min(√(K rho), lam); −√(K rho) at lam = 0, which is no unit"""
 
     def __str__(self) -> str:
         bounds = "no bound" if self.w_norm_bound is None else f"≤ {self.w_norm_bound:.1e} by Stein's identity"
         lemma = "is silent" if self.lemma_bound is None else f"says ≤ {self.lemma_bound:.1e}"
         error = f" ± {self.gradient_error:.0e}" if self.gradient_error else ""
         gradient = f"‖∇f‖ = {self.gradient_norm:.1e}{error} (rho {self.rho:.0e})"
+        share = f" ({self.lambda_min / (2 * self.lam):.1%} of 2λ)" if self.lam else ""
         return (
             f"{'SOSP' if self.is_sosp else 'not an SOSP'}: {gradient}, "
-            f"λ_min ≥ {self.lambda_min:.1e} ({self.lambda_min / (2 * self.lam):.1%} of 2λ), "
+            f"λ_min ≥ {self.lambda_min:.1e}{share}, "
             f"‖W‖ = {self.w_norm:.1e} ({bounds}; Lemma 3.1 with K ≈ {self.K_estimate:.0e} {lemma})"
         )
 
@@ -440,8 +441,10 @@ def certify(
     with torch.enable_grad():
         gradients = torch.autograd.grad(objective(), [*params, W], materialize_grads=True)
     gradient_norm, w_norm = _norm(gradients[:-1]), float(project(W.detach()).norm())
-    threshold, stationary = min(sqrt(K * rho), lam), gradient_norm <= rho
-    accuracies = (threshold / 4, lam / 4) if stationary else (inf, inf)  # it takes long where the spectrum is wide
+    threshold, stationary = min(sqrt(K * rho), lam or inf), gradient_norm <= rho
+    accuracies = (threshold / 4, (lam or threshold) / 4)
+    if not stationary:  # it takes long where the spectrum is wide
+        accuracies = inf, inf
     smallest = lambda_min(objective, params, accuracies[0])[0]
     denominator = (2 * lam + lambda_min(objective, [b], accuracies[1])[0]) * (1 - 1e-6)  # rounds the bound up
     K_estimate = max(K_estimate, lipschitz(objective, params, radius))
