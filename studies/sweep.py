@@ -75,7 +75,9 @@ def sweep(run: Callable[[Row], Row], cases: Sequence[Row], name: str, options: S
     todo = [(run, case, file) for case, file in zip(cases, files, strict=True) if not file.exists()]
     if len(todo) < len(cases):
         print(f"{len(cases) - len(todo)} of {len(cases)} runs were finished before", file=sys.stderr)
-    with tqdm(desc=name, total=len(cases), initial=len(cases) - len(todo), unit=" runs", disable=None) as bar:
+    with tqdm(
+        desc=name, total=len(cases), initial=len(cases) - len(todo), unit=" runs", disable=None, leave=False
+    ) as bar:
         for _ in _finished(todo, folder, options) if todo else ():
             bar.update()
     return [case | json.loads(file.read_text(encoding="utf-8")) for case, file in zip(cases, files, strict=True)]
@@ -184,15 +186,15 @@ def report(
     print(f"{text}\n\nfiles: {out.resolve() / name}.png, .pdf, .md")
 
 
-def command_line(studies: dict[str, Callable[..., None]], description: str) -> int:
-    """One subcommand a study; returns the exit status: 2 for bad input, 130 after Ctrl-C."""
+def command_line(studies: dict[str, Callable[..., int | None]], description: str) -> int:
+    """One subcommand a study; returns the exit status: the study's, 2 for bad input, 130 after Ctrl-C."""
     try:
         with rc_context(STYLE):
-            tyro.extras.subcommand_cli_from_dict(studies, description=description, config=(tyro.conf.OmitArgPrefixes,))
+            flat = (tyro.conf.OmitArgPrefixes,)
+            return tyro.extras.subcommand_cli_from_dict(studies, description=description, config=flat) or 0
     except (ValueError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: the finished runs are kept, and the same command goes on from there", file=sys.stderr)
         return 130
-    return 0
