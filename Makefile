@@ -1,11 +1,12 @@
-# `make` reproduces every figure, `make test` passes every test, `make bench` measures cuts and speed (GRAPHS=folder for
-# your own graphs, SECONDS="5 60"); each first makes .venv.
+# `make` reproduces every figure, `make test` passes every test but the slowest, `make soak` those, `make bench` measures
+# cuts and speed (GRAPHS=folder for your own graphs, SECONDS="5 60"), `make tables` runs every row of the READMEs' tables
+# (GRAPHS=folder of the Gset's graphs) and writes them; each first makes .venv.
 PYTHON ?= python3
 EXPERIMENTS := $(wildcard */main.py)
 GRAPHS ?=
 SECONDS ?= 2
 
-.PHONY: all test bench $(EXPERIMENTS)
+.PHONY: all test soak bench tables $(EXPERIMENTS)
 
 all: $(EXPERIMENTS)
 	.venv/bin/python collapse.py
@@ -16,9 +17,16 @@ $(EXPERIMENTS): .venv/installed
 test: .venv/installed
 	.venv/bin/python -m pytest
 
+soak: .venv/installed
+	.venv/bin/python -m pytest -m soak
+
 bench: .venv/installed
-	.venv/bin/python MAXCUT/benchmark.py cuts $(GRAPHS) --seconds $(SECONDS)
-	.venv/bin/python MAXCUT/benchmark.py steps
+	.venv/bin/python studies/benchmark.py cuts $(GRAPHS) --seconds $(SECONDS)
+	.venv/bin/python studies/benchmark.py steps
+
+tables: .venv/installed
+	.venv/bin/python studies/tables.py run $(if $(GRAPHS),--graphs $(GRAPHS))
+	.venv/bin/python studies/tables.py write
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -1,6 +1,7 @@
-"""Lets one pytest run test all experiments, although their modules share names (pgd, plot, main, …).
+"""Lets one pytest run test all experiments and studies, although their modules share names (pgd, plot, main, …).
 
-While a test file of an experiment is collected or run, `import pgd` means that experiment's pgd.
+While a test file of an experiment is collected or run, `import pgd` means that experiment's pgd; while one of studies/
+is, that of the experiment whose folder it has put on the path.
 """
 
 import os
@@ -20,39 +21,42 @@ settings.register_profile("same", deadline=None, derandomize=True, database=None
 settings.load_profile("same")
 
 ROOT = Path(__file__).parent
-_modules: dict[Path, dict] = {}  # each experiment's own modules, kept while another one's are in use
+HOUSES = {file.parent for file in ROOT.glob("*/main.py")} | {ROOT / "studies"}
+_modules: dict[Path, tuple] = {}  # each house's own modules, and its path, while another one's are in use
 _current: list[Path] = []
 
 
-def _experiment(path: Path) -> Path | None:
+def _house(path: Path) -> Path | None:
+    """Whose modules a test file imports: an experiment's folder, or for studies the test file itself."""
     top = ROOT / path.relative_to(ROOT).parts[0]
-    return top if (top / "main.py").exists() else None
+    return path if top.name == "studies" else top if top in HOUSES else None
 
 
-def _enter(folder: Path | None) -> None:
-    if folder is None or _current == [folder]:
+def _enter(house: Path | None) -> None:
+    if house is None or _current == [house]:
         return
-    for old in _current:
-        sys.path.remove(str(old))
-        own = {name for name, module in sys.modules.items() if _lies_in(module, old)}
-        _modules[old] = {name: sys.modules.pop(name) for name in own}
-    sys.path.insert(0, str(folder))
-    sys.modules.update(_modules.get(folder, {}))
-    _current[:] = [folder]
+    own = {name for name, module in sys.modules.items() if _folder(module) in HOUSES}
+    left = {name: sys.modules.pop(name) for name in own}
+    folders = [entry for entry in sys.path if Path(entry) in HOUSES]
+    _modules.update({old: (left, folders) for old in _current})
+    modules, path = _modules.get(house, ({}, [str(house if house in HOUSES else ROOT / "studies")]))
+    sys.modules.update(modules)
+    sys.path[:] = path + [entry for entry in sys.path if entry not in folders]
+    _current[:] = [house]
 
 
-def _lies_in(module: object, folder: Path) -> bool:
+def _folder(module: object) -> Path | None:
     file = getattr(module, "__file__", None)
-    return file is not None and Path(file).parent == folder
+    return Path(file).parent if file else None
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:
     """Before a test file is imported."""
     if isinstance(collector, pytest.Module):
-        _enter(_experiment(collector.path))
+        _enter(_house(collector.path))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Before a test runs: for imports inside functions, and undoing what an experiment's main sets for its process."""
-    _enter(_experiment(item.path))
+    _enter(_house(item.path))
     torch.set_flush_denormal(False)

@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(1, str(ROOT / "MAXCUT"))  # for run.py, the same in every experiment
 
-import sweep  # noqa: E402
+import sweep
 
 RESULTS = ROOT / "results"
 WHERE = ("out", "checkpoint", "graph", "data")
