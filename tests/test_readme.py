@@ -1,4 +1,4 @@
-"""The README cannot rot: its code blocks run, its commands run (with fewer steps), what it links to is there."""
+"""READMEs cannot rot: code blocks run, commands run (with fewer steps), numbers are those of results/."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import networkx as nx
@@ -13,38 +14,57 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-PYTHON = [text for language, text in BLOCKS if language == "python"]
-SHELL = "".join(text for language, text in BLOCKS if not language)
-VARIABLES = dict(re.findall(r'^(\w+)="(.*?)"$', SHELL, re.MULTILINE))
+READMES = sorted([ROOT / "README.md", *ROOT.glob("*/README.md")])
+TEXTS = {readme.parent.relative_to(ROOT): readme.read_text(encoding="utf-8") for readme in READMES}
 
 
-def commands() -> list[str]:
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Language and text of the fenced blocks."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+PYTHON = [(folder, code) for folder, text in TEXTS.items() for language, code in blocks(text) if language == "python"]
+
+
+def commands(text: str) -> list[str]:
     """Every `python …` of the README's shell blocks, of its text, and of the rows of tables headed `python … …`."""
-    found = re.findall(r"^(python .*?)(?:\s+#.*)?$", SHELL, re.MULTILINE)
-    prose = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
+    shell = "".join(block for language, block in blocks(text) if language in ("", "sh", "bash"))
+    found = re.findall(r"^(python .*?)(?:\s+#.*)?$", shell, re.MULTILINE)
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     for line in prose.splitlines():
         if not line.startswith("|"):
             head = None
         elif head := re.match(r"\| `(python .*?) …`", line) or head:
-            found += [f"{head[1]} {flags}" for flags in re.findall(r"^\|[^|`]*`([-$].*?)`", line)]
-    found += [command for command in re.findall(r"`(python [^`]*?)`", prose) if not command.endswith("…")]
-    for name, value in VARIABLES.items():
-        found = [command.replace(f"${name}", value) for command in found]
-    return list(dict.fromkeys(found))
+            found += [f"{head[1]} {flags}" for flags in re.findall(r"^\|[^|`]*`(-.*?)`", line)]
+    return found + [command for command in re.findall(r"`(python [^`]*?)`", prose) if not command.endswith("…")]
+
+
+def programs() -> dict[str, list[str]]:
+    """The arguments that the READMEs call each program with, by its path from the root."""
+    found: dict[str, list[str]] = {}
+    for folder, text in TEXTS.items():
+        for command in commands(text):
+            program, *arguments = command.removeprefix("python ").split(maxsplit=1)
+            known = found.setdefault(str(folder / program), [])
+            known += [line for line in arguments or [""] if line not in (*known, "--help")]
+    return found
 
 
 # Runs a folder's commands one after the other, each with few steps and without drawing: figures have their own tests.
 DRIVER = """
-import shlex, sys
-folder, *lines = sys.argv[1:]
+import json, shlex, sys
+from pathlib import Path
+folder, out, *lines = sys.argv[1:]
 sys.path.insert(0, folder)
-import tyro, plot, style, main
-style.save = plot.animate = lambda *arguments: None
+import tyro, plot, run, main
+run.save_figure = plot.animate = lambda *arguments, **options: None
 for line in lines:
-    status = main.main(tyro.cli(main.Config, args=shlex.split(line)))
-    assert status == 0, line
+    arguments = shlex.split(line)
+    if "--checkpoint" in arguments:
+        arguments[arguments.index("--checkpoint") + 1] += str(lines.index(line))  # fewer steps are another run
+    assert main.main(tyro.cli(main.Config, args=[*arguments, "--out", out])) is False, line
+    found = json.loads(Path(out, "results.json").read_text())
+    assert found["config"].keys() <= vars(main.Config()).keys() and found["experiment"] == folder, line
 """
 SHORT = {
     "MAXCUT": "--steps 15 --roundings 5",
@@ -53,102 +73,132 @@ SHORT = {
 }
 SMALLER = {
     r"--n 1000000 --p 1e-5": "--n 2000 --p 1e-3",
-    r"--seconds [\d ]+": "--seconds 0.3 ",
-    r"--data digits --n 500": "--data digits --n 40",
+    r"--n 1000000 --p 1e-05": "--n 2000 --p 1e-3",
+    r"--seconds [\d.]+": "--seconds 0.3 ",
+    r"--data digits --n \d+": "--data digits --n 40",
     r"--n 2000 --d 200 --k 40": "--n 40 --d 20 --k 4",
+    r"--samples \d+": "--samples 64",
+    r"--batch \d+": "--batch 8",
 }
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """A copy of the repository, with the files that the README takes from its reader."""
+    """A copy of the repository, with the files that the READMEs take from their readers."""
     folder = tmp_path_factory.mktemp("a reader's") / "StructureDiscovery"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "figures", "tests", "__pycache__"))
     graph = nx.gnp_random_graph(30, 0.3, seed=0)
-    nx.write_edgelist(graph, folder / "my.edgelist", data=False)
     lines = [f"{i + 1} {j + 1} 1" for i, j in graph.edges]
-    (folder / "folder" / "of" / "graphs").mkdir(parents=True)
-    for file in ("G1.txt", "G22.txt", "folder/of/graphs/G1.txt"):
-        (folder / file).write_text("\n".join([f"30 {len(lines)}", *lines]) + "\n")
-    np.savetxt(folder / "my.csv", np.random.default_rng(0).standard_normal((40, 30)), delimiter=",")
+    (folder / "graphs").mkdir()
+    for place in (folder, *(readme.parent for readme in folder.glob("*/README.md"))):
+        nx.write_edgelist(graph, place / "my.edgelist", data=False)
+        np.savetxt(place / "my.csv", np.random.default_rng(0).standard_normal((40, 30)), delimiter=",")
+        for file in graphs():
+            (place / file).write_text("\n".join([f"30 {len(lines)}", *lines]) + "\n")
     return folder
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+def graphs() -> list[str]:
+    """Names of the Gset's graphs that commands use."""
+    named = re.findall(r"\bG\d+(?:\.txt)?", " ".join(line for lines in programs().values() for line in lines))
+    return sorted({*named, "G1.txt", "graphs/G1.txt"})
+
+
+def run(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-W", "error", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
 
 
 @pytest.mark.parametrize("experiment", SHORT)
-def test_the_runs_run(clone, experiment):
-    lines = [command.split(maxsplit=2)[2:] for command in commands() if f" {experiment}/main.py" in command]
-    lines = [line[0] if line else "" for line in lines if line != ["--help"]]
+def test_the_runs_run(clone, tmp_path, experiment):
+    lines = programs()[f"{experiment}/main.py"]
     for pattern, smaller in SMALLER.items():
         lines = [re.sub(pattern, smaller, line) for line in lines]
-    if experiment == "JohnsonLindenstrauss":  # for the code block that reads them
-        assert "--data my.csv --problem pairs --k 20 --out results" in lines
+    lines = list(dict.fromkeys(f"{re.sub(r'--out [^ ]+', '', line)} {SHORT[experiment]}" for line in lines))
     assert len(lines) > 5
-    lines = [f"{line} {SHORT[experiment]}" for line in lines]
-    done = run(clone, "-c", DRIVER, experiment, *lines)
+    done = run(clone, "-W", "ignore::UserWarning", "-c", DRIVER, experiment, tmp_path, *lines)
     assert done.returncode == 0, done.stderr
 
 
-# A study takes minutes: that it refuses --seeds 0 shows that it knows all the rest of its command.
-STUDIES = """
+# A study takes minutes: that it comes as far as its first sweep, or figure, shows that its command is known.
+STUDY = """
 import runpy, shlex, sys
-for line in sys.argv[1:]:
-    sys.argv = [*shlex.split(line), "--seeds", "0"]
+sys.path.insert(0, "studies")
+program, *lines = sys.argv[1:]
+for line in lines:
+    sys.argv = [program, *shlex.split(line), "--seeds", "0"]
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        runpy.run_path(program, run_name="__main__")
     except SystemExit as end:
         assert end.code == 2, line
 """
+STUDIES = ["maxcut", "johnson_lindenstrauss", "neural_networks"]
 
 
-@pytest.mark.parametrize("experiment", SHORT)
-def test_the_studies_are_known(clone, experiment):
-    lines = [command.removeprefix("python ") for command in commands() if f" {experiment}/study.py" in command]
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_studies_are_known(clone, study):
+    program = f"studies/{study}.py"
+    lines = programs()[program]
+    done = run(clone, "-c", STUDY, program, *lines)
     assert len(lines) >= 3
-    done = run(clone, "-c", f"import sys; sys.path.insert(0, {experiment!r})\n{STUDIES}", *lines)
-    assert (done.returncode, done.stderr.count("error: --seeds 0")) == (0, len(lines)), done.stderr
+    assert (done.returncode, done.stderr.count("greater than or equal to 1")) == (0, len(lines)), done.stderr
 
 
 def test_the_benchmarks_run(clone):
-    called = [shlex.split(command)[1:] for command in commands() if "/benchmark.py" in command]
-    assert len(called) == 2
-    for program, name, *flags in called:
-        smaller = [flags[0], "--seconds", "0.3"] if name == "cuts" else ["--edges", "1e3", "--repeats", "1"]
-        done = run(clone, program, name, *smaller)
+    for line in programs()["studies/benchmark.py"]:
+        name, *_ = shlex.split(line)
+        smaller = ["graphs", "--seconds", "0.3"] if name == "cuts" else ["--edges", "1e3", "--repeats", "1"]
+        done = run(clone, "studies/benchmark.py", name, *smaller, "--out", "benchmarks")
         assert done.returncode == 0 and done.stdout.startswith("| "), done.stderr
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
-def test_the_code_blocks_run(clone, block):
-    if "results/projection.npy" in block:
-        (clone / "results").mkdir(exist_ok=True)
-        np.save(clone / "results" / "projection.npy", np.eye(20, 30))
-    done = run(clone, "-c", block)
+@pytest.mark.parametrize("folder, block", PYTHON, ids=[f"{folder}-{n}" for n, (folder, _) in enumerate(PYTHON)])
+def test_the_code_blocks_run(clone, folder, block):
+    for read in re.findall(r'np\.load\("(.*?)"\)', block):
+        (clone / folder / read).parent.mkdir(parents=True, exist_ok=True)
+        np.save(clone / folder / read, np.eye(20, 30))
+    done = run(clone / folder, "-c", block)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_every_command_is_known():
-    known = r"python (\w+/(main|study|benchmark)\.py|main\.py|collapse\.py)\b"
-    assert [command for command in commands() if not re.match(known, command)] == []
-    assert len(PYTHON) >= 5
+    known = r"(\w+/main|studies/(maxcut|johnson_lindenstrauss|neural_networks|benchmark|tables)|collapse)\.py"
+    assert [program for program in programs() if not re.fullmatch(known, program)] == []
+    assert len(PYTHON) >= 5 and len(READMES) == 5
 
 
-def test_what_it_links_to_is_there():
-    links = re.findall(r"\]\(([^)#]+?)\)", README)
-    files = [link for link in links if "://" not in link]
-    assert len(files) > 15
-    for file in files:
-        assert (ROOT / file).exists(), file
-    headings = {re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-") for line in README.splitlines()}
-    assert set(re.findall(r"\]\(#(.+?)\)", README)) <= headings
+def test_what_they_link_to_is_there():
+    for folder, text in TEXTS.items():
+        text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+        links = re.findall(r"\]\(([^)#\s]+)(?:#[^)\s]*)?(?: \"[^\"]*\")?\)", text)
+        for file in links:
+            assert "://" in file or (ROOT / folder / file).exists(), f"{folder}/README.md: {file}"
+        headings = {re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-") for line in text.splitlines()}
+        assert set(re.findall(r"\]\(#(.+?)\)", text)) <= headings
+
+
+def test_the_front_page_is_a_page():
+    assert len(TEXTS[Path()].splitlines()) <= 150
+    for figure in ("fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig7"):
+        assert f"/figures/{figure}_" in TEXTS[Path()]
 
 
 def test_the_layout_names_every_file():
-    layout = README[README.index("## Layout") :]
+    layout = TEXTS[Path()][TEXTS[Path()].index("## Layout") :]
     files = {path.name for path in ROOT.glob("*/*.py") if path.parent.name != "tests"} | {"collapse.py"}
     assert {name for name in files if name not in layout} == set()
+
+
+def test_the_numbers_are_those_of_the_results():
+    done = run(ROOT, "studies/tables.py", "check")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+
+
+def test_every_result_is_used():
+    spec = tomllib.loads((ROOT / "results" / "tables.toml").read_text(encoding="utf-8"))
+    shown = {row["name"] for table in spec.values() for row in table["rows"]}
+    prose = "".join(TEXTS.values())
+    shown |= set(re.findall(r"results/(\w+)\.json", prose)) | set(re.findall(r"<!-- table (\w+) -->", prose))
+    assert {file.stem for file in (ROOT / "results").glob("*.json")} <= shown
+    assert set(spec) <= set(re.findall(r"<!-- table (\w+) -->", prose))
