@@ -42,10 +42,9 @@ def numbers(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
 def killed_and_resumed(case: str, tmp_path: Path, seconds: float, kills: int) -> Path:
     """The folder of a run that was killed so many times on its way, and each time resumed."""
     file, out, moments = tmp_path / "run.checkpoint", tmp_path / "killed", random.Random(case)
-    more = ["--checkpoint", file]
     for _ in range(kills):
         before = file.stat().st_mtime_ns if file.exists() else 0
-        process = start(case, out, *more)
+        process = start(case, out, "--checkpoint", file)
         while process.poll() is None and not (file.exists() and file.stat().st_mtime_ns > before):
             time.sleep(0.01)
         time.sleep(moments.uniform(0, seconds / kills))
@@ -54,8 +53,7 @@ def killed_and_resumed(case: str, tmp_path: Path, seconds: float, kills: int) ->
         assert process.returncode in (0, -9), err
         left = {path.name for path in out.iterdir()}
         assert not left or "results.json" in left, left
-        more = ["--resume", file]
-    finish(start(case, out, *more))
+    finish(start(case, out, "--checkpoint", file))
     assert {path.name for path in tmp_path.iterdir()} >= {file.name, out.name}
     assert not [path for folder in (tmp_path, out) for path in folder.iterdir() if path.name.startswith(".")]
     return out
@@ -87,5 +85,5 @@ def test_a_killed_search_keeps_its_cuts_and_its_time(tmp_path):
     assert seconds == pytest.approx(5, abs=3)  # those before the kills are counted
 
     file = tmp_path / "run.checkpoint"  # a finished search goes on if it is given more time
-    finish(start(f"{case} --seconds {seconds + 2}", tmp_path / "longer", "--resume", file))
+    finish(start(f"{case} --seconds {seconds + 2}", tmp_path / "longer", "--checkpoint", file))
     assert numbers(tmp_path / "longer")[0]["descents"] > found["descents"]
