@@ -1,10 +1,11 @@
-"""Data matrices: read one from a file, make the paper's, refuse what can't be worked with."""
+"""Data matrices: the paper's random one, or a user's from a file; what can't be worked with is refused."""
 
 import os
+import re
 import tempfile
 import warnings
 import zipfile
-from array import array
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,33 +17,38 @@ def random_data(problem: str, n: int, d: int, seed: int) -> np.ndarray:
     length 1; for "pairs" standard normal points.
 
     Raises:
-        ValueError: n < 2 or d < 1, or n × d numbers are more than there is memory for.
+        ValueError: n × d numbers are more than there is memory for.
     """
-    if n < 2 or d < 1:
-        raise ValueError(f"--n is {n} and --d is {d}; at least 2 points in at least 1 dimension are needed")
     check_memory(n * d, f"--n is {n} and --d is {d}")
     draw = torch.rand if problem == "vectors" else torch.randn
     X = draw(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return (X / X.norm(dim=1, keepdim=True) if problem == "vectors" else X).numpy()
 
 
-def read_matrix(name: str) -> np.ndarray:
-    """Matrix from a .npy, .npz (holding one array) or .csv file, or "digits": scikit-learn's 1797 × 64.
+def read_matrix(name: str, n: int | None = None) -> np.ndarray:
+    """The first n rows (all) of a .npy, .npz (one array) or .csv file, or of "digits", scikit-learn's 1797 × 64.
 
     A .csv file has numbers separated by commas, semicolons, tabs or blanks, and perhaps a line of column names.
 
     Raises:
-        ValueError: the file is not what its suffix says, or holds no matrix of finite real numbers.
+        ValueError: the file is not what its suffix says, or holds no matrix of finite real numbers, or too few rows.
         OSError: the file cannot be read.
     """
     if name == "digits":
         from sklearn.datasets import load_digits  # takes a second
 
-        return load_digits().data
-    path = Path(name)
+        X = load_digits().data
+    else:
+        X = _read(Path(name))
+    if n is not None and n > len(X):
+        raise ValueError(f"--n is {n}; {name} has {len(X)} rows")
+    return X[:n]
+
+
+def _read(path: Path) -> np.ndarray:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise ValueError(f"--data {name} is neither 'digits' nor a file that ends in {', '.join(READERS)}")
+        raise ValueError(f"--data {path} is neither 'digits' nor a file that ends in {', '.join(READERS)}")
     with path.open("rb"):
         pass  # else the OSError says why not
     try:
@@ -50,7 +56,7 @@ def read_matrix(name: str) -> np.ndarray:
             warnings.simplefilter("ignore")  # a file is taken or refused
             return check_matrix(reader(path))
     except Exception as error:  # parsers raise whatever they stumble on: BadZipFile, EOFError, UnicodeDecodeError, …
-        raise ValueError(" ".join(f"{name}: {error}".split())) from error
+        raise ValueError(" ".join(f"{path}: {error}".split())) from error
 
 
 def check_memory(numbers: int, what: str) -> None:
@@ -68,10 +74,8 @@ def check_matrix(X: np.ndarray) -> np.ndarray:
     """
     if X.dtype.kind not in "biuf":
         raise ValueError(f"its entries are of type {X.dtype}, not real numbers")
-    if X.ndim != 2:
-        raise ValueError(f"its shape is {X.shape}, not that of a matrix: one row a point, one column a feature")
-    if len(X) < 2 or X.shape[1] < 1:
-        raise ValueError(f"its shape is {X.shape[0]} × {X.shape[1]}; at least 2 rows and 1 column are needed")
+    if X.ndim != 2 or len(X) < 2 or X.shape[1] < 1:
+        raise ValueError(f"its shape is {X.shape}; at least 2 rows (points) and 1 column (features) are needed")
     X = np.array(X, np.float64)
     bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
     if len(bad):
@@ -96,34 +100,17 @@ def read_npz(path: Path) -> np.ndarray:
 
 
 def read_csv(path: Path) -> np.ndarray:
-    """The numbers in a text file, one row a line; a first line that is not of numbers is taken for column names."""
-    numbers, width, seen = array("d"), 0, False
+    """The numbers in a text file, one row a line; a first line without any number is taken for column names."""
     with path.open(encoding="utf-8-sig") as file:
-        for count, line in enumerate(file, start=1):
-            if line.isspace():
-                continue
-            fields = line.split("," if "," in line else ";" if ";" in line else None)
-            try:
-                row = [float(field) for field in fields]
-            except ValueError:
-                if seen or any(is_number(field) for field in fields):
-                    raise ValueError(f"line {count} is {line.strip()[:60]!r}, not a row of numbers") from None
-                seen = True
-                continue
-            seen, width = True, width or len(row)
-            if len(row) != width:
-                raise ValueError(f"line {count} has {len(row)} numbers, those before it {width}")
-            numbers.extend(row)
-    return np.array(numbers).reshape(-1, max(width, 1))
-
-
-def is_number(text: str) -> bool:
-    """Whether the text is a number."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        lines = (line for line in file if not line.isspace())
+        first = next(lines, "")
+        if not re.search(r"(?<![^\s,;])[-+.]?\d", first):
+            first = next(lines, "")
+        separator = "," if "," in first else ";" if ";" in first else None
+        try:
+            return np.loadtxt(chain([first], lines), delimiter=separator, comments=None, ndmin=2)
+        except ValueError as error:
+            raise ValueError(f"it is no table of numbers: {str(error).split('; use')[0]}") from None
 
 
 READERS = {".npy": read_npy, ".npz": read_npz, ".csv": read_csv}

@@ -7,7 +7,7 @@ q = ‖M x‖²: ‖A x‖²/σ² is noncentral χ² with k degrees of freedom a
 All quantities are dimensionless: vectors are scaled to length 1 before anything else, and so are differences of points.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import inf, log
 
 import numpy as np
@@ -76,7 +76,8 @@ class Pairs:
             D = _squared_distances(self.X[rows].T, self.X[start:].T)
             apart = D > 1e-10 * (squares[rows, None] + squares[start:])  # closer ones drown in rounding
             keep = apart.triu(1).flatten().nonzero()[:, 0]
-            self.blocks.append((rows, keep, 1 / D.flatten()[keep]))
+            if len(keep):
+                self.blocks.append((rows, keep, 1 / D.flatten()[keep]))
             start = rows.stop
         self.N = sum(len(keep) for _, keep, _ in self.blocks)
         self.duplicates = n * (n - 1) // 2 - self.N
@@ -141,15 +142,22 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return (a.square().sum(0)[:, None] + b.square().sum(0)).addmm(a.T, b, alpha=-2)
 
 
-def distortion(problem: Problem, M: Tensor) -> float:
-    """max |‖M x‖² − 1|, the worst distortion of the matrix M (k, d)."""
-    return max(float((q - 1).abs().max()) for q in distortions(problem, M))
-
-
 def distortions(problem: Problem, M: Tensor) -> Iterator[Tensor]:
     """‖M x‖² of all vectors or pairs, block by block."""
     Y = M @ problem.X.T
     return (problem.q(Y, block) for block in problem.blocks)
+
+
+def extremes(problem: Problem, M: Tensor) -> tuple[float, float]:
+    """The least and the largest ‖M x‖²."""
+    lows, highs = zip(*((float(q.min()), float(q.max())) for q in distortions(problem, M)), strict=True)
+    return min(lows), max(highs)
+
+
+def distortion(problem: Problem, M: Tensor) -> float:
+    """max |‖M x‖² − 1|, the worst distortion of the matrix M (k, d)."""
+    low, high = extremes(problem, M)
+    return max(1 - low, high - 1)
 
 
 def log_moments(q: Tensor, variance: Tensor | float, tau: float, k: int) -> tuple[Tensor, Tensor]:
@@ -180,19 +188,14 @@ def bound(problem: Problem, M: Tensor, s: Tensor, tau: float) -> Tensor:
         s: ‖σI‖_F = σ√(kd), a scalar: the lemma's ‖W‖_F.
         tau: τ > 0.
     """
-    k, d = len(M), problem.d
 
-    def moments(q: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        return log_moments(q, s.square() / (k * d), tau, k)
+    def moments(q: Tensor) -> tuple[Tensor, Tensor]:
+        return log_moments(q, s.square() / (len(M) * problem.d), tau, len(M))
 
     with torch.no_grad():
-        top = max(float(torch.maximum(*moments(q, s)).max()) for q in distortions(problem, M))
-
-    def part(Y: Tensor, s: Tensor, block: object) -> Tensor:
-        up, down = moments(problem.q(Y, block), s)
-        return (up - top).exp().sum() + (down - top).exp().sum()
-
-    return (BlockSum.apply(part, problem.blocks, M @ problem.X.T, s).log() + top) / tau
+        top = max(float(torch.maximum(*moments(q)).max()) for q in distortions(problem, M))
+    total = sum((x - top).exp().sum() for q in distortions(problem, M) for x in moments(q))
+    return (total.log() + top) / tau
 
 
 def bound_gradient(problem: Problem, M: Tensor, s: Tensor, tau: float) -> tuple[float, Tensor, Tensor]:
@@ -223,53 +226,6 @@ def bound_gradient(problem: Problem, M: Tensor, s: Tensor, tau: float) -> tuple[
         problem.add_gradient(up.div_(up_scale).sub_(down, alpha=1 / down_scale), Y, block, out)
     f = (log(total) + top) / tau
     return f, (out @ problem.X) / total, 2 * s / (k * d) * (by_variance / total)
-
-
-class BlockSum(torch.autograd.Function):
-    """Σ_block part(*tensors, block) with the memory of one block, twice differentiable in the tensors."""
-
-    @staticmethod
-    def forward(ctx, part: Callable[..., Tensor], blocks: list, *tensors: Tensor) -> Tensor:
-        ctx.part, ctx.blocks = part, blocks
-        ctx.save_for_backward(*tensors)
-        return sum(part(*tensors, block) for block in blocks)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = BlockSumGradient.apply(ctx.part, ctx.blocks, *ctx.saved_tensors)
-        return None, None, *(grad * g for g in gradients)
-
-
-class BlockSumGradient(torch.autograd.Function):
-    """The gradient of `BlockSum`, and its own derivative."""
-
-    @staticmethod
-    def forward(ctx, part: Callable[..., Tensor], blocks: list, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.part, ctx.blocks = part, blocks
-        ctx.save_for_backward(*tensors)
-        return _sum_of_gradients(part, blocks, tensors)
-
-    @staticmethod
-    def backward(ctx, *v: Tensor) -> tuple[Tensor | None, ...]:
-        def slope(*tensors_and_block: object) -> Tensor:
-            *tensors, block = tensors_and_block
-            gradient = torch.autograd.grad(
-                ctx.part(*tensors, block), tensors, create_graph=True, materialize_grads=True
-            )
-            return sum((g * u).sum() for g, u in zip(gradient, v, strict=True))
-
-        return None, None, *_sum_of_gradients(slope, ctx.blocks, ctx.saved_tensors)
-
-
-def _sum_of_gradients(part: Callable[..., Tensor], blocks: list, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    total = [torch.zeros_like(x) for x in tensors]
-    for block in blocks:
-        with torch.enable_grad():
-            leaves = [x.detach().requires_grad_() for x in tensors]
-            gradient = torch.autograd.grad(part(*leaves, block), leaves, materialize_grads=True)
-        for accumulated, g in zip(total, gradient, strict=True):
-            accumulated += g
-    return tuple(total)
 
 
 class BallProbability(torch.autograd.Function):
@@ -344,14 +300,12 @@ def tail(problem: Problem, M: Tensor, s: Tensor, epsilon: float) -> Tensor:
         problem, M, s: as in `bound`.
         epsilon: ε in (0, 1), the distortion that is allowed.
     """
-    k, d = len(M), problem.d
+    k, variance = len(M), s.square() / (len(M) * problem.d)
 
-    def part(Y: Tensor, s: Tensor, block: object) -> Tensor:
-        q, variance = problem.q(Y, block), s.square() / (k * d)
-        within = ball_probability(q, variance, 1 + epsilon, k) - ball_probability(q, variance, 1 - epsilon, k)
-        return (1 - within).sum()
+    def within(q: Tensor) -> Tensor:
+        return ball_probability(q, variance, 1 + epsilon, k) - ball_probability(q, variance, 1 - epsilon, k)
 
-    return BlockSum.apply(part, problem.blocks, M @ problem.X.T, s)
+    return sum((1 - within(q)).sum() for q in distortions(problem, M))
 
 
 def sampled(problem: Problem, M: Tensor, s: Tensor, draws: int, generator: torch.Generator | None = None) -> Tensor:

@@ -1,15 +1,21 @@
 """The deterministic projection as a scikit-learn transformer, in the place of GaussianRandomProjection."""
 
-from typing import Literal, Self
+from dataclasses import replace
+from numbers import Integral, Real
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from main import Config
 from model import Pairs, Vectors
-from train import derandomize
+from train import Derandomization
+
+DEFAULT = Config()
 
 
 class DerandomizedProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -18,7 +24,7 @@ class DerandomizedProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
     Args:
         n_components: k, the dimensions that are kept, ≥ 1.
         problem: "pairs" to keep the distances between points, "vectors" to keep their norms.
-        growth: factor > 1 by which τ grows, a step; slower is better and dearer.
+        growth: factor > 1 by which τ grows, a step; slower is better and dearer; None: main.py's.
         max_iter: at most so many steps.
         random_state: seed of the kick that starts the descent; None, an int or a RandomState.
 
@@ -30,13 +36,21 @@ class DerandomizedProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         n_features_in_, feature_names_in_: as in all of scikit-learn.
     """
 
+    _parameter_constraints: ClassVar[dict[str, list]] = {
+        "n_components": [Interval(Integral, 1, None, closed="left")],
+        "problem": [StrOptions({"pairs", "vectors"})],
+        "growth": [Interval(Real, 1, None, closed="neither"), None],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "random_state": ["random_state"],
+    }
+
     def __init__(
         self,
-        n_components: int = 2,
+        n_components: int = DEFAULT.k,
         *,
         problem: Literal["pairs", "vectors"] = "pairs",
-        growth: float = 1.01,
-        max_iter: int = 5000,
+        growth: float | None = DEFAULT.growth,
+        max_iter: int = DEFAULT.steps,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.n_components, self.problem, self.growth = n_components, problem, growth
@@ -48,23 +62,14 @@ class DerandomizedProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         Raises:
             ValueError: fewer than 2 points, NaN, all points the same, a zero vector, a parameter out of its range.
         """
-        for name, least in dict(n_components=1, max_iter=1).items():
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if not self.growth > 1:
-            raise ValueError(f"growth is {self.growth}; it must be above 1")
-        if self.problem not in ("pairs", "vectors"):
-            raise ValueError(f"problem is {self.problem!r}; it must be 'pairs' or 'vectors'")
+        self._validate_params()
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         problem = (Pairs if self.problem == "pairs" else Vectors)(torch.from_numpy(np.array(X)))
-        seed = check_random_state(self.random_state).randint(2**31 - 1)
-        result = derandomize(
-            problem,
-            self.n_components,
-            growth=self.growth,
-            steps=self.max_iter,
-            generator=torch.Generator().manual_seed(seed),
+        config = replace(
+            DEFAULT, k=int(self.n_components), problem=self.problem, growth=self.growth, steps=int(self.max_iter)
         )
+        seed = check_random_state(self.random_state).randint(2**31 - 1)
+        result = Derandomization(problem, config, torch.Generator().manual_seed(seed)).run().result()
         self.components_ = result.M.numpy()
         self.distortion_, self.sigma_, self.n_iter_ = result.distortion, result.sigma, result.steps
         return self

@@ -4,27 +4,34 @@ f(M, σ) = objective(M, σ) + λ ‖σI‖²_F starts at the random projection i
 exactly zero there, and remains so while σ shrinks and M = 0 turns into a saddle: hence the kick. F_τ is followed while
 τ grows, as far as σ allows (it is finite for 2τσ² < 1). Once τ has arrived, f is fixed and PGD runs on to an SOSP,
 where Lemma 3.1 says that σ = 0.
+
+Algorithms 1 and 2 pure do nothing of that: f is F_τ at one τ from start to end, the largest that the random projection
+allows, and PGD takes it as it is.
 """
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf, nan, sqrt
+from math import inf, isfinite, nan, sqrt
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from experiment import Checkpoint, State, random_state, restore_random_state
-from model import Pairs, Problem, bound, bound_gradient, distortion, log_moments, sampled, tail
+from model import Pairs, Problem, SomePairs, bound, bound_gradient, distortion, log_moments, sampled, tail
 from pgd import PGD, Certificate, certify
+from run import Descent, State
 
-HISTORY = ("step", "distortion", "drawn_distortion", "sigma", "gradient_norm", "objective", "tau")
+if TYPE_CHECKING:
+    from main import Config
+
 STAGE = 10
 """steps between two values of τ, two choices of the pairs that matter, and two snapshots"""
+ROOM = 0.3
+"""τσ² is kept below; at ½ F_τ is infinite"""
 MARGIN = 25
-"""pairs lighter than the heaviest by e^−MARGIN are left out while τ grows"""
-
+"""pairs lighter than the heaviest by e^−MARGIN are left out while τ grows, by e^−2·MARGIN at the end"""
 FEW = 10**5
 """most pairs that are handled one by one instead of all in blocks, which would take too much memory"""
 CERTIFIABLE = 10**6
@@ -33,7 +40,7 @@ CERTIFIABLE = 10**6
 
 @dataclass
 class Result:
-    """What `derandomize` ends with."""
+    """What a `Derandomization` ends with."""
 
     M: Tensor
     """(k, d) the projection"""
@@ -41,14 +48,15 @@ class Result:
     """worst distortion of M, max |‖M x‖² − 1|"""
     sigma: float
     """σ at the end; 1/√k at the start"""
+    tau: float
+    """τ of the last f"""
     objective: float
     """f at the end; dimensionless"""
     certificate: Certificate | None
     """of the last f; None after Ctrl-C, with more than `CERTIFIABLE` pairs that still matter, and for the sampled
     objective, which has kinks and no exact gradient"""
     history: dict[str, np.ndarray]
-    """snapshots: step, distortion (of M), drawn_distortion (of one draw of A, over the pairs that matter
-    for M), sigma, gradient_norm, objective, tau"""
+    """snapshots, see `Derandomization.row`, and the kicks"""
     kicks: list[int]
     """steps at which a perturbation struck"""
     steps: int
@@ -88,14 +96,6 @@ class Monotone:
             x.grad = gradient
         return self.f
 
-    def state_dict(self) -> State:
-        """All that further calls depend on besides PGD and its parameters."""
-        return dict(kicks=self.kicks, x=self.x, f=self.f, gradients=self.gradients)
-
-    def load_state_dict(self, state: State) -> None:
-        """Go on where the closure was whose `state_dict` this is."""
-        self.kicks, self.x, self.f, self.gradients = (state[name] for name in ("kicks", "x", "f", "gradients"))
-
     def f_changed(self) -> None:
         """f is another function from now on: value the point last reached by it."""
         ahead = [x.clone() for x in self.params]
@@ -107,6 +107,204 @@ class Monotone:
     def _return(self) -> None:
         for x, last in zip(self.params, self.x, strict=True):
             x.copy_(last)
+
+    def state_dict(self) -> State:
+        """All that further calls depend on besides PGD and its parameters."""
+        return dict(kicks=self.kicks, x=self.x, f=self.f, gradients=self.gradients)
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where the closure was whose `state_dict` this is."""
+        self.kicks, self.x, self.f, self.gradients = (state[name] for name in ("kicks", "x", "f", "gradients"))
+
+
+class Derandomization(Descent):
+    """PGD on f from the random projection M = 0, σ = 1/√k.
+
+    PGD moves M, in the span of the data, and t = ‖σI‖_F / scale.
+
+    Args:
+        problem: what is to be preserved.
+        config: the hyperparameters.
+        generator: of all randomness.
+    """
+
+    def __init__(self, problem: Problem, config: "Config", generator: torch.Generator) -> None:
+        self.problem, self.config, self.pure = problem, config, config.algorithm != "default"
+        self.small, self.basis = (problem, None) if config.objective == "sampled" else row_space(problem)
+        self.few = self.small  # of pairs, those that matter
+        self.kd, self.scale, self.value = config.k * problem.d, 1.0, nan
+        M = self.small.X.new_zeros(config.k, self.small.X.shape[1])
+        t = M.new_tensor(sqrt(problem.d))  # σ = 1/√k
+        pgd = PGD(
+            [M, t],
+            lr=config.lr,
+            rho=config.rho,
+            radius=config.radius,
+            momentum=0 if self.pure else config.momentum,
+            patience=config.patience,
+            objective=self._of_params if config.algorithm == "2" else None,
+            curvature=min(sqrt(config.rho), config.lam),  # what the certificate asks
+            generator=generator,
+        )
+        super().__init__({"M": M, "t": t}, pgd, config.steps, generator)
+        self.monotone = None if self.pure or config.objective == "sampled" else Monotone(pgd, self.evaluate)
+        if self.pure:
+            for x in (M, t):
+                x.requires_grad_(config.algorithm == "2")
+        else:
+            pgd.perturb()
+            self.kicks = [0]
+        self.tau = min(config.tau, ROOM / self.variance) if config.objective == "bound" else config.tau
+        self.best, self.least = self.point(), inf
+
+    @property
+    def variance(self) -> float:
+        """σ²."""
+        return (self.scale * self.params["t"]).square().item() / self.kd
+
+    def point(self) -> tuple[Tensor, Tensor]:
+        """M, in the span of the data, and ‖σI‖_F, as they are now."""
+        return self.params["M"].detach().clone(), self.scale * self.params["t"].detach()
+
+    def f(self, problem: Problem, M: Tensor, s: Tensor, tau: float) -> Tensor:
+        """The objective at s = ‖σI‖_F, plus λ s²; twice differentiable, but for the sampled one."""
+        if self.config.objective == "bound":
+            value = bound(problem, M, s, tau)
+        elif self.config.objective == "tail":
+            value = tail(problem, M, s, self.config.epsilon) / problem.N
+        else:
+            value = sampled(problem, M, s, self.config.draws, self.generator)
+        return value + self.config.lam * s.square()
+
+    def _of_params(self) -> Tensor:
+        return self.f(self.small, self.params["M"], self.scale * self.params["t"], self.tau)
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, list[Tensor]]:
+        """f over the pairs that matter, and its gradients in M and t."""
+        M, t = self.params.values()
+        if self.config.objective == "bound":
+            s, lam = self.scale * t, self.config.lam
+            value, f_M, f_s = bound_gradient(self.few, M, s, self.tau)
+            return value + lam * s.square().item(), [f_M, self.scale * (f_s + 2 * lam * s)]
+        leaves = [x.clone().requires_grad_() for x in (M, t)]
+        with torch.enable_grad():
+            value = self.f(self.small, leaves[0], self.scale * leaves[1], self.tau)
+            return value.item(), list(torch.autograd.grad(value, leaves))
+
+    def closure(self) -> float:
+        """f, and its gradients where PGD takes them from: all there is to a step of the paper's algorithms."""
+        value, (self.params["M"].grad, self.params["t"].grad) = self.evaluate()
+        if not isfinite(value):
+            raise FloatingPointError(f"f is {value} at step {self.t}")
+        return value
+
+    def step(self) -> None:
+        """One step of PGD. But for the pure algorithms, its stopping rule sleeps while f changes."""
+        if self.monotone is not None and self.t % STAGE == 0:
+            self.next_stage()
+        self.pgd.param_groups[0]["rho"] = self.config.rho if self.pure or self.tau == self.config.tau else 0
+        self.value = self.pgd.step(self.monotone or self.closure)
+
+    @torch.no_grad()
+    def next_stage(self) -> None:
+        """Raise τ if σ allows it, choose the pairs that matter, and, once σ has begun to vanish, rescale t."""
+        config = self.config
+        if config.objective == "bound":
+            growth = config.growth or (1.05 if config.problem == "vectors" else 1.003)
+            raised = min(config.tau, self.tau * growth**STAGE)
+            if raised * self.variance < ROOM:
+                self.tau = raised
+            if isinstance(self.small, Pairs):
+                worst = self.history["distortion"][-1]
+                self.few = heavy(self.small, *self.point(), self.tau, worst, MARGIN)
+            if self.scale == 1 and self.variance * config.k < 0.1:
+                # All that is left to do for σ is to vanish: with the scale halfway to σ itself one step size suits t
+                # and M. (Before, it would make the barrier at 2τσ² = 1 too steep for M to leave the saddle.)
+                self.scale = self.kd**0.25
+                self.params["t"] /= self.scale
+                self.pgd.state.clear()
+                self.monotone = Monotone(self.pgd, self.evaluate)
+                return
+        self.monotone.f_changed()
+
+    def due(self) -> bool:
+        """Whether a snapshot is due at time t."""
+        return self.t % STAGE == 0
+
+    @torch.no_grad()
+    def row(self) -> dict[str, Any]:
+        """Worst distortion of M, and of one draw of A over the pairs that matter for M; σ, ‖∇f‖, f, τ."""
+        M, s = self.point()
+        sigma = abs(s.item()) / sqrt(self.kd)
+        noise = torch.randn(M.shape, generator=self.generator, dtype=M.dtype, device=M.device)
+        return dict(
+            step=self.t,
+            distortion=distortion(self.small, M),
+            drawn_distortion=distortion(self.few, M + sigma * noise),
+            sigma=sigma,
+            gradient_norm=self.pgd.gradient_norm,
+            objective=self.value,
+            tau=self.tau,
+        )
+
+    def snapshot(self) -> None:
+        """Append a row to the history, and remember the best M so far."""
+        super().snapshot()
+        if self.history["distortion"][-1] <= self.least:
+            self.best, self.least = self.point(), self.history["distortion"][-1]
+
+    def says(self) -> str:
+        """The latest snapshot, for the progress bar."""
+        return f"distortion {self.history['distortion'][-1]:.4g}, σ {self.history['sigma'][-1]:.1e}"
+
+    def state_dict(self) -> State:
+        """All that further steps depend on."""
+        few = (self.few.i, self.few.j, self.few.inverse) if isinstance(self.few, SomePairs) else None
+        numbers = dict(tau=self.tau, scale=self.scale, value=self.value, best=self.best, least=self.least, few=few)
+        return super().state_dict() | numbers | dict(monotone=self.monotone and self.monotone.state_dict())
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where the descent was whose `state_dict` this is."""
+        super().load_state_dict(state)
+        for name in ("tau", "scale", "value", "best", "least"):
+            setattr(self, name, state[name])
+        if state["few"] is not None:
+            self.few = SomePairs(self.small.X, *state["few"])
+        if self.monotone is not None:
+            self.monotone.load_state_dict(state["monotone"])
+
+    def end(self) -> tuple[Tensor, Tensor, float]:
+        """Where the descent ended, as M (k, d), ‖σI‖_F and τ: the SOSP, or if none was reached the best M."""
+        (M, s), tau = self.point() if self.pgd.converged else self.best, self.tau
+        if self.config.objective == "bound" and not self.pgd.converged:
+            tau = min(tau, ROOM * self.kd / max(s.square().item(), 1e-300))  # τ may have outgrown the best point
+        return M if self.basis is None else M @ self.basis.T, s, tau
+
+    def result(self) -> Result:
+        """The matrix, and the certificate of f there."""
+        config, (M, s, tau) = self.config, self.end()
+        few, worst, certificate = self.problem, distortion(self.problem, M), None
+        if config.objective == "bound" and isinstance(few, Pairs):
+            few = heavy(few, M, s, tau, worst, 2 * MARGIN)
+        if config.objective != "sampled" and not self.interrupted and few.N <= CERTIFIABLE:
+            radius = min(1e-3, 0.1 * sqrt(self.kd / tau))  # F_τ is finite so far around s
+            M.requires_grad_()
+            s.requires_grad_()
+            certificate = certify(lambda: self.f(few, M, s, tau), [M, s], s, M, config.lam, config.rho, radius=radius)
+        M, s = M.detach(), s.detach()
+        return Result(
+            M=M,
+            distortion=worst,
+            sigma=abs(s.item()) / sqrt(self.kd),
+            tau=tau,
+            objective=self.f(few, M, s, tau).item(),
+            certificate=certificate,
+            history=self.arrays(),
+            kicks=self.kicks,
+            steps=self.t,
+            interrupted=self.interrupted,
+        )
 
 
 def row_space(problem: Problem) -> tuple[Problem, Tensor | None]:
@@ -121,179 +319,6 @@ def row_space(problem: Problem) -> tuple[Problem, Tensor | None]:
     small = copy.copy(problem)
     small.X = coordinates.T.contiguous()
     return small, basis
-
-
-@torch.no_grad()
-def derandomize(
-    problem: Problem,
-    k: int,
-    *,
-    objective: str = "bound",
-    tau: float = 1e4,
-    growth: float = 1.005,
-    epsilon: float = 0.5,
-    draws: int = 20,
-    lam: float = 1e-3,
-    steps: int = 5000,
-    lr: float = 0.01,
-    momentum: float = 0.97,
-    rho: float = 1e-6,
-    radius: float = 1e-2,
-    patience: int = 50,
-    generator: torch.Generator | None = None,
-    checkpoint: Checkpoint | None = None,
-    progress: Callable[[int, float, float], None] = lambda step, distortion, sigma: None,
-) -> Result:
-    """PGD on f from the random projection M = 0, σ = 1/√k.
-
-    Args:
-        problem: what is to be preserved.
-        k: rows of the projection.
-        objective: "bound" (F_τ), "tail" (mean probability of a distortion above ε) or "sampled" (mean worst distortion
-            of `draws` draws of A, the authors' way; steps of fixed size, as f is only estimated).
-        tau: τ at the end.
-        growth: factor by which τ grows, a step.
-        epsilon: ε of the tail objective.
-        draws: samples of A a step, of the sampled objective.
-        lam: λ.
-        steps: at most so many.
-        lr: step size, the first one for the objectives that are exact.
-        momentum, rho, radius, patience: see `PGD`.
-        generator: of all randomness.
-        checkpoint: keeps the state of the descent; a descent that it has is gone on with.
-        progress: called at every snapshot.
-    """
-    small, basis = (problem, None) if objective == "sampled" else row_space(problem)
-    few = small  # of pairs, those that matter
-    M = small.X.new_zeros(k, small.X.shape[1])
-    kd = k * problem.d
-    scale = 1.0  # PGD works with t = ‖σI‖_F / scale, ‖σI‖_F = σ √(kd)
-    t = M.new_tensor(sqrt(problem.d))  # σ = 1/√k
-    pgd = PGD([M, t], lr=lr, rho=rho, radius=radius, momentum=momentum, patience=patience, generator=generator)
-
-    def f(problem: Problem, M: Tensor, s: Tensor) -> Tensor:
-        if objective == "bound":
-            value = bound(problem, M, s, tau_t)
-        elif objective == "tail":
-            value = tail(problem, M, s, epsilon) / problem.N
-        else:
-            value = sampled(problem, M, s, draws, generator)
-        return value + lam * s.square()
-
-    def evaluate() -> tuple[float, list[Tensor]]:
-        if objective == "bound":
-            s = scale * t
-            value, f_M, f_s = bound_gradient(few, M, s, tau_t)
-            return value + lam * s.square().item(), [f_M, scale * (f_s + 2 * lam * s)]
-        leaves = [x.clone().requires_grad_() for x in (M, t)]
-        with torch.enable_grad():
-            value = f(small, leaves[0], scale * leaves[1])
-            return value.item(), list(torch.autograd.grad(value, leaves))
-
-    def sampled_closure() -> float:
-        value, (M.grad, t.grad) = evaluate()
-        return value
-
-    def sigma() -> float:
-        return abs(t.item()) * scale / sqrt(kd)
-
-    def variance() -> float:
-        return (scale * t).square().item() / kd
-
-    def point() -> tuple[Tensor, Tensor]:
-        return M.clone(), scale * t
-
-    descent = Monotone(pgd, evaluate)
-    closure = sampled_closure if objective == "sampled" else descent
-    kicks, interrupted, step, value = [0], False, 0, nan
-    best, least_distortion = point(), inf
-    history: dict[str, list[float]] = {name: [] for name in HISTORY}
-
-    def snapshot() -> None:
-        nonlocal best, least_distortion
-        worst, spread = distortion(small, M), sigma()
-        if worst <= least_distortion:
-            best, least_distortion = point(), worst
-        noise = torch.randn(M.shape, generator=generator, dtype=M.dtype, device=M.device)
-        values = (step, worst, distortion(few, M + spread * noise), spread, pgd.gradient_norm, value, tau_t)
-        for name, number in zip(HISTORY, values, strict=True):
-            history[name].append(number)
-        progress(step, worst, spread)
-
-    def matter() -> Problem:
-        if objective == "bound" and isinstance(small, Pairs):
-            return heavy(small, M, scale * t, tau_t, history["distortion"][-1], MARGIN)
-        return small
-
-    def state() -> State:
-        numbers = dict(step=step, value=value, tau=tau_t, scale=scale, kicks=kicks, history=history)
-        tensors = dict(M=M, t=t, best=best, least=least_distortion, random=random_state(generator))
-        return numbers | tensors | dict(pgd=pgd.state_dict(), descent=descent.state_dict())
-
-    pgd.perturb()
-    tau_t = tau if objective != "bound" else min(tau, 0.3 / variance())
-    checkpoint, resumed_at = checkpoint or Checkpoint(), -1
-    if (kept := checkpoint.resumed("descent")) is not None:
-        step, value, tau_t, scale = (kept[name] for name in ("step", "value", "tau", "scale"))
-        kicks, history, best, least_distortion = (kept[name] for name in ("kicks", "history", "best", "least"))
-        M.copy_(kept["M"])
-        t.copy_(kept["t"])
-        pgd.load_state_dict(kept["pgd"])
-        descent.load_state_dict(kept["descent"])
-        restore_random_state(generator, kept["random"])
-        few, resumed_at = matter(), step
-    try:
-        while step < steps and not pgd.converged:
-            if step % STAGE == 0 and step != resumed_at:
-                snapshot()
-                raised = min(tau, tau_t * min(growth, 1e30) ** STAGE)  # which overflows beyond
-                if raised * variance() < 0.3:
-                    tau_t = raised
-                few = matter()
-                if objective == "bound" and scale == 1 and variance() * k < 0.1:
-                    # All that is left to do for σ is to vanish: with the scale halfway to σ itself one step size suits
-                    # t and M. (Before, it would make the barrier at 2τσ² = 1 too steep for M to leave the saddle.)
-                    scale = kd**0.25
-                    t /= scale
-                    pgd.state.clear()
-                    closure = descent = Monotone(pgd, evaluate)
-                elif objective != "sampled":
-                    descent.f_changed()
-                checkpoint.keep("descent", state)
-            pgd.param_groups[0]["rho"] = rho if tau_t == tau else 0  # while f changes the stopping rule sleeps
-            value = pgd.step(closure)
-            step += 1
-            if pgd.perturbations > len(kicks):
-                kicks.append(step)
-        snapshot()
-    except KeyboardInterrupt:
-        interrupted = True
-    M, s = point() if pgd.converged else best
-    if objective == "bound" and not pgd.converged:
-        # τ may have grown beyond what the best point allows.
-        tau_t = min(tau_t, 0.3 * kd / max(s.square().item(), 1e-300))
-    M = M if basis is None else M @ basis.T
-    worst, certificate = distortion(problem, M), None
-    few = (
-        heavy(problem, M, s, tau_t, worst, 2 * MARGIN)
-        if objective == "bound" and isinstance(problem, Pairs)
-        else problem
-    )
-    if objective != "sampled" and not interrupted and few.N <= CERTIFIABLE:
-        M, s = M.requires_grad_(), s.requires_grad_()
-        certificate = certify(lambda: f(few, M, s), [M, s], s, M, lam, rho)
-        M, s = M.detach(), s.detach()
-    return Result(
-        M=M,
-        distortion=worst,
-        sigma=abs(s.item()) / sqrt(kd),
-        objective=f(few, M, s).item(),
-        certificate=certificate,
-        history={name: np.array(values) for name, values in history.items()},
-        kicks=kicks,
-        steps=step,
-        interrupted=interrupted,
-    )
 
 
 def heavy(problem: Pairs, M: Tensor, s: Tensor, tau: float, worst: float, margin: float) -> Problem:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from main import Config, main
+from run import command_line
 
 FOLDER = Path(__file__).parents[1]
 FIGURES = {
@@ -41,7 +42,9 @@ def test_the_papers_problem(tmp_path):
     assert found["experiment"] == "JohnsonLindenstrauss" and found["problem"] == "vectors"
     assert (found["n"], found["d"], found["k"]) == (100, 500, 30)
     assert found["distortion"] <= 1e-5 and found["sigma"] <= 1e-5
-    assert found["distortion"] < found["pca"] < found["gaussian_min"] < found["gaussian_mean"]
+    assert found["distortion"] < found["pca"] < found["gaussian_scaled_min"] < found["gaussian_min"]
+    assert found["gaussian_scaled_mean"] < found["gaussian_mean"] and found["sparse_scaled"] < found["sparse"]
+    assert found["interpolation"] < 1e-13 and "one row keeps all norms" in done.stdout
     assert found["certificate"]["is_sosp"] and found["perturbations"] >= 2
     assert found["certificate"]["w_norm"] <= found["certificate"]["w_norm_bound"]
     assert found["certificate"]["w_norm"] == pytest.approx(found["sigma"] * np.sqrt(30 * 500))
@@ -68,64 +71,90 @@ def test_a_users_points_with_duplicates(tmp_path):
     U = X[i] - X[j]
     q = np.square(U @ M.T).sum(1) / np.square(U).sum(1)
     assert found["distortion"] == pytest.approx(np.abs(q - 1).max(), rel=1e-9) and found["duplicates"] == 1
-    assert found["distortion"] < found["pca"] and found["distortion"] < found["gaussian_min"]
+    assert found["distortion"] < found["pca"] and found["distortion"] < found["gaussian_scaled_min"]
+    assert found["interpolation"] is None and "one row" not in done.stdout
 
 
 def test_digits_and_the_first_rows_of_a_file(tmp_path, capsys):
-    assert main(Config(data="digits", problem="pairs", n=40, k=10, steps=50, gaussians=20, out=tmp_path)) == 0
+    assert not main(Config(data="digits", problem="pairs", n=40, k=10, steps=50, gaussians=20, out=tmp_path))
     found = results(tmp_path)
     assert (found["n"], found["d"], found["gaussians"]) == (40, 64, 20) and not found["certificate"]["is_sosp"]
     assert "not an SOSP" in capsys.readouterr().out
 
 
-def test_as_many_dimensions_as_there_are(tmp_path, capsys):
-    assert main(Config(n=20, d=6, k=6, problem="pairs", gaussians=20, growth=1.02, out=tmp_path)) == 0
-    assert "no projection is needed" in capsys.readouterr().err
+def test_as_many_dimensions_as_there_are(tmp_path):
+    with pytest.warns(UserWarning, match="no projection is needed"):
+        main(Config(n=20, d=6, k=6, problem="pairs", gaussians=20, growth=1.02, out=tmp_path))
     assert results(tmp_path)["distortion"] < 1e-5
 
 
 @pytest.mark.parametrize("options", [dict(objective="tail", epsilon=0.5), dict(objective="sampled", lr=0.1)])
 @pytest.mark.parametrize("problem", ["vectors", "pairs"])
 def test_the_other_objectives_run(tmp_path, capsys, options, problem):
-    assert main(Config(out=tmp_path, problem=problem, **SMALL, **options)) == 0
+    assert not main(Config(out=tmp_path, problem=problem, **SMALL, **options))
     found = results(tmp_path)
     assert found["distortion"] < found["gaussian_mean"] and found["sigma"] < 1 / np.sqrt(8)
     assert (found["certificate"] is None) == (options["objective"] == "sampled")
 
 
 @pytest.mark.parametrize(
-    "bad, word",
+    "name, bad",
     [
-        (dict(data="nowhere.npy"), "nowhere.npy"),
-        (dict(data="nowhere.txt"), "neither"),
-        (dict(data="digits", n=5000), "1797 rows"),
-        (dict(data="digits", n=1), "--n"),
-        (dict(n=1), "--n"),
-        (dict(d=0), "--d"),
-        (dict(k=0), "--k"),
-        (dict(tau=0.0), "--tau"),
-        (dict(growth=1.0), "--growth"),
-        (dict(epsilon=1.5), "--epsilon"),
-        (dict(lr=-1.0), "--lr"),
-        (dict(lr=float("nan")), "--lr"),
-        (dict(lam=float("inf")), "--lam"),
-        (dict(rho=0.0), "--rho"),
-        (dict(radius=-0.1), "--radius"),
-        (dict(momentum=1.0), "--momentum"),
-        (dict(steps=0), "--steps"),
-        (dict(draws=0), "--draws"),
-        (dict(gaussians=0), "--gaussians"),
-        (dict(seed=-1), "--seed"),
-        (dict(data_seed=-1), "--data-seed"),
-        (dict(device="abacus"), "--device"),
+        *[(name, x) for name in ("k", "d", "steps", "patience", "draws", "gaussians") for x in (0, -1, 10**10)],
+        *[(name, x) for name in ("tau", "lr", "lam", "rho") for x in (0.0, -1.0, 1e31, float("nan"), float("inf"))],
+        *[(name, x) for name in ("seed", "data_seed") for x in (-1, 2**63)],
+        *[("n", x) for x in (1, 0, -5)],
+        *[("growth", x) for x in (1.0, 0.5, float("nan"))],
+        *[("epsilon", x) for x in (0.0, 1.0)],
+        *[("momentum", x) for x in (-0.1, 1.0)],
+        *[("radius", x) for x in (-0.1, float("inf"))],
+        *[(name, "abacus") for name in ("device", "problem", "objective", "algorithm")],
     ],
 )
-def test_bad_input_is_refused_in_one_line(tmp_path, capsys, bad, word):
-    out = tmp_path / "figures"
-    assert main(Config(out=out, **bad)) == 2
-    message = capsys.readouterr().err
+def test_hyperparameters_out_of_range(name, bad):
+    with pytest.raises(ValueError, match=name):
+        Config(**{name: bad})
+
+
+def refusal(flags: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is printed to stderr by a command line that ends with status 2."""
+    monkeypatch.setattr(sys, "argv", ["main.py", *flags])
+    with pytest.raises(SystemExit) as end:
+        command_line(main, Config, "")
+    printed = capsys.readouterr()
+    assert end.value.code == 2 and not printed.out
+    return printed.err
+
+
+@pytest.mark.parametrize(
+    "flags, word",
+    [
+        ("--data nowhere.npy", "nowhere.npy"),
+        ("--data nowhere.txt", "neither"),
+        ("--data digits --n 5000", "1797 rows"),
+        ("--n 1000000000 --d 1000000000", "more memory"),
+        ("--problem pairs --n 1000000 --d 1", "all their pairs"),
+        ("--k 1000000000", "--k is 1000000000"),
+        ("--objective sampled --draws 1000000000", "--draws 1000000000"),
+        ("--algorithm 1 --lr 10", "--lr 1"),
+        ("--out {}/taken", "taken"),
+        ("--checkpoint {}/taken", "no checkpoint"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(tmp_path, capsys, monkeypatch, flags, word):
+    (tmp_path / "taken").write_text("")
+    flags = f"--out {tmp_path}/figures {flags.format(tmp_path)}".split()
+    message = refusal(flags, capsys, monkeypatch)
     assert message.startswith("error: ") and word in message and message.count("\n") == 1
-    assert not out.exists()
+    assert not list(tmp_path.glob("figures/*")) and (tmp_path / "taken").read_text() == ""
+
+
+@pytest.mark.parametrize("flags", ["--k 0", "--lam 1e999", "--problem triples", "--algorithm 2 --objective sampled"])
+def test_flags_out_of_range_are_refused_in_a_box_that_names_them(tmp_path, capsys, monkeypatch, flags):
+    message = refusal([*flags.split(), "--out", str(tmp_path / "figures")], capsys, monkeypatch)
+    assert (
+        flags.split()[0].lstrip("-") in message and "Traceback" not in message and not (tmp_path / "figures").exists()
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,24 +168,12 @@ def test_bad_input_is_refused_in_one_line(tmp_path, capsys, bad, word):
         ([[1.0, 2], [1, 2], [1, 2]], "pairs", "the same"),
     ],
 )
-def test_bad_data_is_refused_in_one_line(tmp_path, capsys, X, problem, word):
+def test_bad_data_is_refused_in_one_line(tmp_path, capsys, monkeypatch, X, problem, word):
     np.save(tmp_path / "X.npy", np.array(X))
-    out = tmp_path / "figures"
-    assert main(Config(data=str(tmp_path / "X.npy"), problem=problem, k=1, out=out)) == 2
-    message = capsys.readouterr().err
+    flags = f"--data {tmp_path}/X.npy --problem {problem} --k 1 --out {tmp_path}/figures".split()
+    message = refusal(flags, capsys, monkeypatch)
     assert message.startswith("error: ") and word in message and message.count("\n") == 1
-    assert not out.exists()
-
-
-def test_a_folder_that_is_a_file_is_refused(tmp_path, capsys):
-    (tmp_path / "taken").write_text("")
-    assert main(Config(out=tmp_path / "taken")) == 2
-    assert "taken" in capsys.readouterr().err
-
-
-def test_unknown_flags_and_values_end_with_status_2(tmp_path):
-    done = run("--problem", "triples", "--out", tmp_path / "figures")
-    assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "figures").exists()
+    assert not (tmp_path / "figures").exists()
 
 
 def test_help_names_every_hyperparameter():
@@ -179,7 +196,11 @@ def test_ctrl_c_saves_the_matrix_so_far(tmp_path):
         summary = process.communicate(timeout=120)[0]
     os.close(terminal)
     os.close(stderr)
-    assert process.returncode == 130 and "interrupted after" in summary and "certificate  none" in summary
+    assert (
+        process.returncode == 130
+        and "the best matrix so far" in summary
+        and "certificate  none: interrupted" in summary
+    )
     found = results(tmp_path)
     assert found["distortion"] < 1 and found["steps"] < 1_000_000 and found["certificate"] is None
     assert np.load(tmp_path / "projection.npy").shape == (30, 50)

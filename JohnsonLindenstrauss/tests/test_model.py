@@ -114,7 +114,7 @@ def test_gradient_in_closed_form_is_autograd_s(kind, sigma, tau, monkeypatch):
 @pytest.mark.parametrize("kind", ["vectors", "pairs"])
 @pytest.mark.parametrize("name", ["bound", "tail"])
 def test_derivatives_agree_with_finite_differences(kind, name, monkeypatch):
-    monkeypatch.setattr(model, "BLOCK", 10)  # several blocks, for BlockSum
+    monkeypatch.setattr(model, "BLOCK", 10)  # several blocks
     problem = make(kind, n=5, d=4)
     M, s = (0.4 * normal(3, 4)).requires_grad_(), to_s(problem, torch.empty(3), 0.2).requires_grad_()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.functional import hessian, jacobian
 
 import train
+from main import Config
 from model import Pairs, Vectors
 
 COUNT, CHUNKS = 1000, 4
@@ -75,25 +76,21 @@ def f(x: Tensor, U: Tensor, k: int, tau: float, options: dict) -> Tensor:
 def test_certificates_are_those_of_the_dense_hessian(chunk, monkeypatch):
     end = {}
 
-    def certify(objective, params, *arguments):
+    def certify(objective, params, *arguments, **more):
         end.update(params=[x.detach().clone() for x in params])
-        return true_certify(objective, params, *arguments)
+        return true_certify(objective, params, *arguments, **more)
 
-    def bound(problem, M, s, tau):
-        end.update(tau=tau)
-        return true_bound(problem, M, s, tau)
-
-    true_certify, true_bound = train.certify, train.bound
+    true_certify = train.certify
     monkeypatch.setattr(train, "certify", certify)
-    monkeypatch.setattr(train, "bound", bound)
     claims = 0
     for number in range(chunk, COUNT, CHUNKS):
         X, kind, k, options = draw(number)
-        end.clear()
         problem = (Pairs if kind == "pairs" else Vectors)(torch.from_numpy(X))
-        result = train.derandomize(problem, k, generator=torch.Generator().manual_seed(number), **options)
+        config = Config(k=k, problem=kind, **options)
+        descent = train.Derandomization(problem, config, torch.Generator().manual_seed(number))
+        result = descent.run().result()
         found, x = result.certificate, torch.cat([part.flatten() for part in end["params"]])
-        where = (directions(X, kind), k, end.get("tau"), options)
+        where = (directions(X, kind), k, result.tau, options)
         assert len(where[0]) == problem.N, number
 
         gradient = jacobian(lambda x, where=where: f(x, *where), x)

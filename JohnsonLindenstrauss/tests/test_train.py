@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines import gaussian_distortions, scaled_pca
-from model import Pairs, Vectors, bound, distortion
+from compare import gaussian, pca
+from main import Config
+from model import Pairs, Problem, Vectors, bound, distortion
 from pgd import PGD, certify
-from train import Monotone, derandomize, row_space
+from train import Derandomization, Monotone, Result, row_space
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -21,10 +22,20 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def derandomize(problem: Problem, k: int, seed: int = 0, **options: object) -> Result:
+    config = Config(k=k, problem="pairs" if isinstance(problem, Pairs) else "vectors", **options)
+    return Derandomization(problem, config, seeded(seed)).run().result()
+
+
+def gaussian_distortions(problem: Problem, k: int, count: int) -> Tensor:
+    source = gaussian(problem, k, seed=0)
+    return torch.tensor([distortion(problem, next(source)) for _ in range(count)])
+
+
 @pytest.fixture(scope="module")
 def small_run():
     problem = Vectors(normal(30, 80))
-    return problem, derandomize(problem, 10, growth=1.02, generator=seeded())
+    return problem, derandomize(problem, 10, growth=1.02)
 
 
 def test_ends_at_a_certified_sosp_without_noise(small_run):
@@ -55,7 +66,7 @@ def test_the_lemmas_bound_holds_wherever_it_says_something(small_run, tau):
 def test_without_a_kick_descent_ends_at_a_saddle():
     """At M = 0 the gradient in M is exactly 0: M stays there while σ shrinks, and then a direction leads down."""
     problem = Vectors(normal(30, 80))
-    still = derandomize(problem, 10, radius=0.0, steps=500, generator=seeded())
+    still = derandomize(problem, 10, radius=0.0, steps=500)
     assert not still.M.any() and still.distortion == 1 and not still.certificate.is_sosp
     assert still.certificate.lambda_min < -1e-2
 
@@ -63,15 +74,15 @@ def test_without_a_kick_descent_ends_at_a_saddle():
 @pytest.mark.parametrize("k", [5, 10, 20])
 def test_pairs_are_kept_better_than_by_pca_and_gaussian_matrices(k):
     problem = Pairs(normal(60, 30) * torch.logspace(0, -1, 30, dtype=torch.float64))
-    result = derandomize(problem, k, growth=1.01, steps=1500, generator=seeded())
-    assert result.distortion < 0.8 * distortion(problem, scaled_pca(problem, k))
-    assert result.distortion < 0.5 * gaussian_distortions(problem, k, 100, seeded()).min()
+    result = derandomize(problem, k, growth=1.01, steps=1500)
+    assert result.distortion < 0.8 * distortion(problem, pca(problem, k))
+    assert result.distortion < 0.5 * gaussian_distortions(problem, k, 100).min()
     assert result.sigma < 1e-5
 
 
 def test_no_projection_is_found_where_none_is_needed():
     problem = Pairs(normal(20, 5))
-    result = derandomize(problem, 5, growth=1.02, generator=seeded())
+    result = derandomize(problem, 5, growth=1.02)
     assert result.distortion < 1e-5 and result.certificate.is_sosp
 
 
@@ -81,49 +92,48 @@ def test_few_points_in_many_dimensions_are_handled_in_their_span(kind):
     small, basis = row_space(problem)
     assert small.X.shape == (8, 8) and problem.X.shape == (8, 40) and small.d == 40
     assert bound(small, M @ basis, s, 2.0).item() == pytest.approx(bound(problem, M, s, 2.0).item(), rel=1e-12)
-    result = derandomize(problem, 4, growth=1.02, steps=1000, generator=seeded())
+    result = derandomize(problem, 4, growth=1.02, steps=1000)
     assert result.M.shape == (4, 40) and result.distortion == distortion(problem, result.M)
     assert torch.allclose(result.M @ basis @ basis.T, result.M, atol=1e-12)
 
 
 def test_the_tail_objective_ends_with_no_distortion_above_epsilon():
     problem = Vectors(normal(30, 80))
-    result = derandomize(problem, 10, objective="tail", epsilon=0.4, generator=seeded())
+    result = derandomize(problem, 10, objective="tail", epsilon=0.4)
     assert result.distortion < 0.4 and result.certificate.is_sosp
     assert result.certificate.w_norm <= result.certificate.w_norm_bound
 
 
 def test_the_sampled_objective_lowers_the_worst_distortion():
     problem = Vectors(normal(30, 80))
-    result = derandomize(problem, 10, objective="sampled", lr=0.1, steps=300, generator=seeded())
-    assert result.distortion < 0.5 * gaussian_distortions(problem, 10, 100, seeded()).mean()
+    result = derandomize(problem, 10, objective="sampled", lr=0.1, steps=300)
+    assert result.distortion < 0.5 * gaussian_distortions(problem, 10, 100).mean()
     assert result.certificate is None and result.sigma < 0.2
 
 
 def test_the_same_seed_gives_the_same_matrix(small_run):
     problem, result = small_run
-    again = derandomize(problem, 10, growth=1.02, generator=seeded())
+    again = derandomize(problem, 10, growth=1.02)
     assert torch.equal(again.M, result.M) and again.sigma == result.sigma
-    assert not torch.equal(derandomize(problem, 10, growth=1.02, generator=seeded(1)).M, result.M)
+    assert not torch.equal(derandomize(problem, 10, seed=1, growth=1.02).M, result.M)
 
 
-def test_interrupted_it_returns_the_best_matrix_so_far():
-    problem = Pairs(normal(40, 20))
-    seen: list[float] = []
-
-    def progress(step: int, worst: float, sigma: float) -> None:
-        seen.append(worst)
-        if step == 400:
+def test_interrupted_it_returns_the_best_matrix_so_far(monkeypatch):
+    def step(self: Derandomization) -> None:
+        if self.t == 405:
             raise KeyboardInterrupt
+        whole_step(self)
 
-    result = derandomize(problem, 5, growth=1.01, generator=seeded(), progress=progress)
-    assert result.interrupted and result.steps == 400 and result.certificate is None
-    assert result.distortion == pytest.approx(min(seen)) and result.distortion < 1
+    whole_step = Derandomization.step
+    monkeypatch.setattr(Derandomization, "step", step)
+    result = derandomize(Pairs(normal(40, 20)), 5, growth=1.01)
+    assert result.interrupted and result.steps == result.history["step"][-1] == 405 and result.certificate is None
+    assert result.distortion == pytest.approx(min(result.history["distortion"])) and result.distortion < 1
     assert math.isfinite(result.objective)
 
 
 def test_stopped_early_it_does_not_claim_an_sosp():
-    result = derandomize(Vectors(normal(30, 80)), 10, steps=40, generator=seeded())
+    result = derandomize(Vectors(normal(30, 80)), 10, steps=40)
     assert result.steps == 40 and not result.certificate.is_sosp
     assert list(result.history["step"]) == [0, 10, 20, 30, 40]
 
