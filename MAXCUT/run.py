@@ -307,7 +307,8 @@ def command_line(main: Callable[[Any], bool], config: type, description: str) ->
             raise
         smaller = f"--lr {flags.lr / 10:g}" if getattr(flags, "lr", None) else "a smaller --lr"
         hint = f": the run diverges; try {smaller}" if isinstance(error, FloatingPointError) else ""
-        print("error:", " ".join(str(error).split()) + hint, file=sys.stderr)
+        memory = "not enough memory: " if isinstance(error, (MemoryError, RuntimeError)) else ""
+        print("error:", memory + " ".join(str(error).split()) + hint, file=sys.stderr)
         status = 2
     sys.exit(status)
 

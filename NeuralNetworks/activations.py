@@ -64,7 +64,7 @@ def he4(z: Tensor) -> Tensor:
     return z * z * (z * z - 6) + 3
 
 
-# GELU: z Φ(z); −0.17 < σ, |σ'| ≤ 1.13, |σ''| ≤ √(2/π), |σ'''| ≤ 0.78.
+# GELU: z Φ(z); −0.17 < σ, |σ'| ≤ 1.13, |σ''| ≤ √(2/π), |σ'''| ≤ 0.7788.
 ACTIVATIONS: dict[str, Activation] = {f.__name__: f for f in (relu_iota, tanh, gelu, sigmoid, relu3, he2, he3, he4)}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,7 +17,10 @@ from scipy.stats import qmc
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from activations import Activation
+from activations import Activation, activation
+
+if TYPE_CHECKING:
+    from main import Config
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """inputs x (N, d), labels y (N,), and weights p (N,) that sum to 1: Σ p φ(x, y) stands for E[φ(x, y)]"""
@@ -180,6 +184,47 @@ def sampled(dimensions: int, samples: int, generator: torch.Generator) -> tuple[
     options = dict(dtype=torch.float64, device=generator.device)
     points = torch.randn(samples, dimensions, generator=generator, **options)
     return points, torch.full((samples,), 1 / samples, **options)
+
+
+HELD_OUT = 4096
+"""points of the Sobol sets on which a risk in more than 3 dimensions is measured"""
+
+
+def build(
+    config: "Config", generator: torch.Generator
+) -> tuple[Teacher, Student, Batch | Callable[[], Batch], Batch, tuple[Batch, Batch]]:
+    """The teacher, the student, the data trained on, those held out, and two finer sets: of certificate and test.
+
+    config: with all its hyperparameters (`train.complete`); generator: of the initial weights and fresh batches.
+    """
+    basis, iota = cosines(config.d).to(config.device), config.iota
+    teacher = Teacher(basis, config.k, activation(config.teacher, iota), config.noise)
+    widths = [config.width] * (config.depth - 1)
+    student = Student(config.d, widths, activation(config.activation, iota), generator)
+    for name, parameter in student.named_parameters():
+        kept = config.trained == "first" and name not in ("W", "b")
+        parameter.requires_grad_(not (kept or (name == "b" and config.freeze_bias)))
+
+    def labelled(points: tuple[Tensor, Tensor]) -> Batch:
+        return teacher.labelled(*(x.to(config.device) for x in points))
+
+    n, k = teacher.inputs, config.k
+    if config.d <= 3:
+        a, c = config.nodes, config.nodes_across
+        sizes = (a, c), (3 * a // 2, c + 4), (2 * a + 3, c + 9)  # which share no error
+        rules = [quadrature([along] * k + [across] * (n - k), trapezoids=k) for along, across in sizes]
+        held_out, *finer = map(labelled, rules)
+    else:
+        held_out, *finer = (labelled(sobol(n, HELD_OUT, seed=config.seed + i)) for i in (1, 2, 3))
+    data: Batch | Callable[[], Batch] = held_out
+    if config.risk == "sobol":
+        data = labelled(sobol(n, config.samples, seed=config.seed))
+    elif config.risk == "sampled":
+
+        def data() -> Batch:
+            return labelled(sampled(n, config.batch, generator))
+
+    return teacher, student, data, held_out, tuple(finer)
 
 
 # --- what is left of the weights --------------------------------------------------------------------------------------

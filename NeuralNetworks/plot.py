@@ -1,43 +1,61 @@
 """Figures: each function draws one from a finished run's numbers and returns it."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib import rc_context
-from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from PIL import Image
 
-from style import BLUE, GREEN, GREY, ORANGE, RED, STYLE, band, legend_below, perturbations
+import toy
+from run import BLUE, GREEN, GREY, ORANGE, RED, STYLE, legend_below, perturbations
+from train import Result, Training
 
 FADE = LinearSegmentedColormap.from_list("fade", [RED, BLUE])
-Band = Sequence[tuple[float, float, float]]
-"""first quartile, median and third quartile at each x"""
-LEFT = r"$\|W_\perp\|_F$ / $\|W_\perp\|_F$ at the start"
+FRAMES = 30
+"""of the animation"""
+TITLES = {
+    "fig1_toy_frozen_bias": r"ReLU$^3(wx + b)$ fitted to 1, $b = 0$ frozen",
+    "fig2_toy_trained_bias": r"ReLU$^3(wx + b)$ fitted to 1, $b$ trained",
+}
+
+
+def figures(training: Training, result: Result) -> dict[str, Figure]:
+    """The figures of a run, by name."""
+    drawn = {"norms": norms(result, training.config.lam)}
+    U, W = training.U, training.student.W.detach()
+    if W.shape[1] > 1:
+        before, after = (torch.linalg.svdvals(x).cpu().numpy() for x in (training.W_initial, W))
+        drawn["spectrum"] = spectrum(before, after, len(U))
+    if W.shape[1] == 2:
+        drawn["fig3_weights"] = weights(result.history, training.direction)
+    return drawn
 
 
 @rc_context(STYLE)
-def toy(lams: np.ndarray, w: np.ndarray, curve_lams: np.ndarray, curve: np.ndarray, title: str) -> Figure:
+def toys(ends: dict[str, np.ndarray]) -> dict[str, Figure]:
     """Figures 1 and 2: |w*| against λ, on log axes (|w*| on a linear one below 10⁻³, so that 0 can be seen).
 
     Args:
-        lams, w: where PGD ended, for each λ.
-        curve_lams, curve: the exact global minimizer.
-        title: what is done with the bias.
+        ends: for each figure |w| where PGD ended and at the global minimum, for toy.LAMBDAS.
     """
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(curve_lams, curve, color=BLUE, label="global minimizer, exact")
-    axes.plot(lams, w, "o", color=ORANGE, markersize=5, label="PGD")
-    axes.set(xscale="log", xlabel=r"$\lambda$", ylabel=r"$|w^*|$", title=title)
-    axes.set_yscale("symlog", linthresh=1e-3)
-    axes.set_ylim(-2e-4, 1)
-    legend_below(figure, columns=2)
-    return figure
+    drawn, lams = {}, np.logspace(-6, 1, 500)
+    for name, (w, _) in ends.items():
+        curve = [toy.global_minimizer(lam, toy.FIGURES[name]) for lam in lams]
+        drawn[name] = Figure(figsize=(6.4, 4), layout="constrained")
+        axes = drawn[name].subplots()
+        axes.plot(lams, curve, color=BLUE, label="global minimizer, exact")
+        axes.plot(toy.LAMBDAS, w, "o", color=ORANGE, markersize=5, label="PGD, the better of two starts")
+        axes.set(xscale="log", xlabel=r"$\lambda$", ylabel=r"$|w^*|$", title=TITLES[name])
+        axes.set_yscale("symlog", linthresh=1e-3)
+        axes.set_ylim(-2e-4, 1)
+        legend_below(drawn[name], columns=2)
+    return drawn
 
 
 @rc_context(STYLE)
@@ -45,7 +63,7 @@ def weights(history: dict[str, np.ndarray], u: np.ndarray | None, trajectories: 
     """Figure 3: every neuron's weights in the plane, as initialized and as trained, with some of the ways between.
 
     Args:
-        history: snapshots of `train.train`, for d = 2.
+        history: of a training with d = 2.
         u: (2,) the teacher's direction; None if it has not one.
         trajectories: of so many neurons the way is drawn.
     """
@@ -55,12 +73,9 @@ def weights(history: dict[str, np.ndarray], u: np.ndarray | None, trajectories: 
     paths = W[:, :: max(1, W.shape[1] // trajectories)].transpose(1, 0, 2)
     segments = np.stack([paths[:, :-1], paths[:, 1:]], axis=2)
     travelled = np.cumsum(np.linalg.norm(paths[:, 1:] - paths[:, :-1], axis=2).mean(0))
-    colors = np.broadcast_to(FADE(travelled / max(travelled[-1], 1e-300)), (*segments.shape[:2], 4))
-    axes.add_collection(
-        LineCollection(
-            segments.reshape(-1, 2, 2), colors=colors.reshape(-1, 4), linewidths=0.5, alpha=0.35, rasterized=True
-        )
-    )
+    colors = np.broadcast_to(FADE(travelled / max(travelled[-1], 1e-300)), (*segments.shape[:2], 4)).reshape(-1, 4)
+    thin = dict(linewidths=0.5, alpha=0.35, rasterized=True)
+    axes.add_collection(LineCollection(segments.reshape(-1, 2, 2), colors=colors, **thin))
     _line(axes, u)
     axes.scatter(*W[0].T, s=9, color=RED, linewidths=0, alpha=0.6, label="initialized", rasterized=True)
     axes.scatter(*W[-1].T, s=9, color=BLUE, linewidths=0, label="trained", zorder=3, rasterized=True)
@@ -69,48 +84,61 @@ def weights(history: dict[str, np.ndarray], u: np.ndarray | None, trajectories: 
     return figure
 
 
-def animate(history: dict[str, np.ndarray], u: np.ndarray | None, path: Path, frames: int = 30) -> None:
-    """Figure 3 in motion, as a GIF: frames equally far apart in log ‖W⊥‖, or in snapshots where that is not falling."""
-    with rc_context(STYLE):
-        W, progress = history["weights"], -np.log(np.maximum(history["w_perp"], 1e-2))
-        progress = np.maximum.accumulate(progress)
-        chosen = np.unique(np.searchsorted(progress, np.linspace(progress[0], progress[-1], frames)))
-        figure = Figure(figsize=(4.4, 4.4), dpi=80)
-        axes = figure.subplots()
-        figure.subplots_adjust(0.13, 0.11, 0.97, 0.93)
-        _line(axes, u)
-        axes.scatter(*W[0].T, s=5, color=RED, linewidths=0, alpha=0.25)
-        points = axes.scatter(*W[0].T, s=6, color=BLUE, linewidths=0, zorder=3)
-        _square(axes, np.abs(W[chosen]).max())
-        writer = PillowWriter(fps=12)
-        with writer.saving(figure, path, dpi=80):
-            for frame in [0] * 3 + list(chosen) + [-1] * 12:
-                points.set_offsets(W[frame])
-                axes.set_title(
-                    rf"step {history['step'][frame]}, $\|W_\perp\|$ = {history['w_perp'][frame]:.1e}", fontsize=10
-                )
-                writer.grab_frame()
+@rc_context(STYLE)
+def animate(history: dict[str, np.ndarray], u: np.ndarray | None, path: Path) -> None:
+    """Figure 3 in motion, as a GIF: frames equally far apart in log ‖W⊥‖, or in snapshots where that is not falling.
+
+    Only the points and the title are drawn anew, on one background.
+    """
+    W, progress = history["weights"], -np.log(np.maximum(history["w_perp"], 1e-2))
+    progress = np.maximum.accumulate(progress)
+    chosen = np.unique(np.searchsorted(progress, np.linspace(progress[0], progress[-1], FRAMES)))
+    figure = Figure(figsize=(4.4, 4.4), dpi=80)
+    canvas, axes = FigureCanvasAgg(figure), figure.subplots()
+    figure.subplots_adjust(0.13, 0.11, 0.97, 0.93)
+    _line(axes, u)
+    axes.scatter(*W[0].T, s=5, color=RED, linewidths=0, alpha=0.25)
+    _square(axes, np.abs(W[chosen]).max())
+    (points,) = axes.plot([], [], ".", color=BLUE, markersize=3.2, markeredgewidth=0, zorder=3, animated=True)
+    title = axes.set_title(" ", fontsize=10, animated=True)
+    canvas.draw()
+    background, images = canvas.copy_from_bbox(figure.bbox), []
+    for frame in [*chosen, -1]:
+        canvas.restore_region(background)
+        points.set_data(*W[frame].T)
+        title.set_text(rf"step {history['step'][frame]}, $\|W_\perp\|$ = {history['w_perp'][frame]:.1e}")
+        axes.draw_artist(points)
+        axes.draw_artist(title)
+        images.append(Image.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB"))
+    palette = images[-1].quantize(64, method=Image.Quantize.FASTOCTREE)
+    images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    durations = [320] + [80] * (len(images) - 2) + [1000]  # milliseconds
+    images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=False)
 
 
 @rc_context(STYLE)
-def norms(history: dict[str, np.ndarray], kicks: list[int], bound: float | None) -> Figure:
-    """‖W⊥‖_F and ‖W∥‖_F against steps, with the lemma's bound on ‖W⊥‖_F at the end.
-
-    Args:
-        history: snapshots of `train.train`.
-        kicks: steps at which perturbations struck.
-        bound: the certificate's, None where the lemma says nothing.
-    """
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = figure.subplots()
+def norms(result: Result, lam: float) -> Figure:
+    """‖W⊥‖_F and ‖W∥‖_F against steps, with the bound on ‖W⊥‖_F at the end; below, what shrinks W⊥."""
+    history, bound = result.history, result.certificate.w_norm_bound
+    figure = Figure(figsize=(6.4, 6.4), layout="constrained")
+    axes, rate = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     axes.plot(history["step"], history["w_parallel"], color=GREEN, label=r"$\|W_\parallel\|_F$")
     axes.plot(history["step"], history["w_perp"], color=BLUE, label=r"$\|W_\perp\|_F$")
     if bound is not None:
-        axes.axhline(
-            bound, color="black", linestyle="--", linewidth=1.2, label=rf"the lemma: $\|W_\perp\|_F$ ≤ {bound:.1e} here"
-        )
-    perturbations(axes, kicks)
-    axes.set(yscale="log", xlabel="step", ylabel="norm of the first layer's weights")
+        label = rf"Stein's identity: $\|W_\perp\|_F$ ≤ {bound:.1e} at the end"
+        axes.axhline(bound, color="black", linestyle="--", linewidth=1.2, label=label)
+    axes.set(yscale="log", ylabel="norm of the first layer's weights")
+    unit, at = (max(2 * lam, 1e-30), r"$-2\lambda$") if lam else (1, "0")
+    limit = dict(color=RED, linestyle="--", linewidth=1.2, label=rf"at {at} and below the loss would hold $W_\perp$ up")
+    rate.plot(history["step"], history["curvature"] / unit, color=BLUE)
+    rate.axhline(-1 if lam else 0, **limit)
+    label = r"$\langle W_\perp, H W_\perp\rangle / \|W_\perp\|^2$" + (r"$\; / \; 2\lambda$" if lam else "")
+    rate.set(xlabel="step", ylabel=label)
+    rate.set_yscale("symlog", linthresh=1 if lam else 1e-6)
+    rate.yaxis.set(major_formatter="{x:g}")
+    for panel in (axes, rate):
+        perturbations(panel, result.kicks)
+    axes.plot([], [], **limit)
     legend_below(figure, columns=2)
     return figure
 
@@ -134,129 +162,6 @@ def spectrum(before: np.ndarray, after: np.ndarray, k: int) -> Figure:
     axes.xaxis.get_major_locator().set_params(integer=True)
     legend_below(figure, columns=3)
     return figure
-
-
-@rc_context(STYLE)
-def study_lemma(
-    xs: Sequence[Sequence[float]],
-    w_perp: Sequence[Band],
-    measured: Sequence[Band],
-    lemma: Sequence[Sequence[float]],
-    labels: Sequence[str],
-    start: float,
-) -> Figure:
-    """Study `lemma`: ‖W⊥‖ where PGD ended and the lemma's bound, a panel for what varies.
-
-    Args:
-        xs: λ or ρ, for each panel; and so on.
-        w_perp: the norm.
-        measured: the bound with the measured gradient and Hessian.
-        lemma: the bound from λ and ρ alone, K = 1; nan where it says nothing.
-        labels: what varies.
-        start: ‖W⊥‖ as initialized.
-    """
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    panels: np.ndarray = figure.subplots(1, len(xs), sharey=True)
-    for axes, x, norm, bound, line, label in zip(panels, xs, w_perp, measured, lemma, labels, strict=True):
-        band(axes, x, norm, BLUE, "o-", r"$\|W_\perp\|_F$")
-        axes.axhline(start, color=GREY, linestyle=":", label=r"$\|W_\perp\|_F$ as initialized")
-        band(axes, x, bound, ORANGE, "s--", "the lemma's bound, gradient and Hessian measured")
-        axes.plot(x, line, color="black", linewidth=1.2, label=r"the lemma's bound, $K = 1$, where there is one")
-        axes.set(xscale="log", yscale="log", xlabel=label)
-        axes.set_ylim(bottom=1e-6)  # at the smallest λ the band goes on, to rounding errors
-    panels[0].set(ylabel=r"$\|W_\perp\|_F$ at the end")
-    legend_below(figure, columns=2)
-    return figure
-
-
-@rc_context(STYLE)
-def study_inputs(left: dict[str, tuple[float, float, float]], covered: int) -> Figure:
-    """Study `inputs`: what is left of ‖W⊥‖, median and quartiles, for each distribution of the inputs.
-
-    Args:
-        left: by the distribution's name.
-        covered: for so many of them, the first, the theorem holds.
-    """
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axes = figure.subplots()
-    q1, median, q3 = np.array(list(left.values())).T
-    places = np.arange(len(left))
-    for chosen, color, label in (
-        (places < covered, BLUE, "the theorem holds"),
-        (places >= covered, ORANGE, "it does not"),
-    ):
-        errors = median[chosen] - q1[chosen], q3[chosen] - median[chosen]
-        axes.errorbar(median[chosen], places[chosen], xerr=errors, fmt="o", color=color, capsize=4, label=label)
-    axes.set(xscale="log", xlabel=LEFT, yticks=places, yticklabels=list(left))
-    axes.invert_yaxis()
-    legend_below(figure, columns=2)
-    return figure
-
-
-@rc_context(STYLE)
-def study_architecture(xs: dict[str, list[int]], left: dict[str, Band], base: dict[str, object]) -> Figure:
-    """Study `architecture`: what is left of ‖W⊥‖ against each factor, the others as in the base setting.
-
-    Args:
-        xs: the factor's values.
-        left: of each.
-        base: the setting that all panels share.
-    """
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    panels: np.ndarray = figure.subplots(1, len(xs), sharey=True)
-    for axes, (name, x) in zip(panels, xs.items(), strict=True):
-        band(axes, x, left[name], BLUE, "o-", "median, quartiles")
-        axes.axvline(base[name], color=GREY, linestyle=":", zorder=1, label="the setting that the panels share")
-        axes.set(yscale="log", xlabel={"k": "directions $k$", "d": "dimension $d$"}.get(name, name))
-        _whole_numbers(axes, x, log=name != "depth")
-    panels[0].set(ylabel=LEFT)
-    legend_below(figure, columns=2)
-    return figure
-
-
-@rc_context(STYLE)
-def study_iota(iotas: Sequence[float], left: Band, risk: Band) -> Figure:
-    """Study `iota`: what is left of ‖W⊥‖, and the risk, against ι; the last of each is plain ReLU's."""
-    figure = Figure(figsize=(8.4, 3.8), layout="constrained")
-    panels: np.ndarray = figure.subplots(1, 2)
-    for axes, values, ylabel in zip(panels, (left, risk), (LEFT, "excess risk / label variance"), strict=True):
-        _level(axes, values[-1], ORANGE, "ReLU")
-        band(axes, iotas, values[:-1], BLUE, "o-", r"ReLU$_\iota$")
-        axes.set(xlabel=r"$\iota$", ylabel=ylabel)
-        axes.set_ylim(bottom=0)
-        _whole_numbers(axes, iotas, log=True)
-    legend_below(figure, columns=2)
-    return figure
-
-
-@rc_context(STYLE)
-def study_samples(points: Sequence[int], left: dict[float, Band]) -> Figure:
-    """Study `samples`: what is left of ‖W⊥‖ against N; the last of each band is with fresh points.
-
-    Args:
-        points: N.
-        left: by the standard deviation of the labels' noise.
-    """
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = figure.subplots()
-    for (noise, values), color, style in zip(left.items(), (BLUE, ORANGE), ("o-", "s-"), strict=True):
-        _level(axes, values[-1], color, f"label noise {noise:g}, fresh points")
-        band(axes, points, values[:-1], color, style, f"label noise {noise:g}, the same $N$ points")
-    axes.set(xscale="log", yscale="log", xlabel="$N$", ylabel=LEFT)
-    legend_below(figure, columns=2)
-    return figure
-
-
-def _level(axes: Axes, quartiles: tuple[float, float, float], color: str, label: str) -> None:
-    q1, median, q3 = quartiles
-    axes.axhline(median, color=color, linestyle="--", linewidth=1.2, label=label)
-    axes.axhspan(q1, q3, color=color, alpha=0.15, linewidth=0)
-
-
-def _whole_numbers(axes: Axes, x: Sequence[float], log: bool) -> None:
-    if log:
-        axes.set(xscale="log")
-    axes.xaxis.set(major_locator=FixedLocator(x), minor_locator=NullLocator(), major_formatter="{x:g}")
 
 
 def _line(axes: Axes, u: np.ndarray | None) -> None:

@@ -14,6 +14,8 @@ from pgd import PGD
 
 LAMBDAS = np.logspace(-6, 1, 29)
 """the λ of the figures"""
+FIGURES = {"fig1_toy_frozen_bias": True, "fig2_toy_trained_bias": False}
+"""whether b is frozen in them"""
 
 
 def moment(w: Tensor, b: Tensor, k: int) -> Tensor:

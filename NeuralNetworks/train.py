@@ -1,30 +1,32 @@
-"""The training loop: PGD on f = risk + λ ‖W‖²_F, W the student's first layer."""
+"""The training: PGD on f = risk + λ ‖W‖²_F, W the student's first layer."""
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import hypot, inf, isfinite
+from dataclasses import dataclass, replace
+from math import hypot, inf, isfinite, sqrt
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from experiment import Checkpoint, State, random_state, restore_random_state
-from model import Batch, Loss, Student, parallel, perpendicular, risk
+from model import LOSSES, Batch, Loss, parallel, perpendicular, risk
 from pgd import PGD, Certificate, certify
+from run import Descent, State
 
-HISTORY = ("step", "seconds", "objective", "risk", "gradient_norm", "w_perp", "w_parallel")
+if TYPE_CHECKING:
+    from main import Config
 
 
 @dataclass
 class Result:
-    """What `train` ends with; the weights are in the student."""
+    """What a training ends with; the weights are in the student."""
 
     certificate: Certificate
     """on the held-out batch, or the finer ones; its w_norm is ‖W⊥‖_F"""
     history: dict[str, np.ndarray]
-    """snapshots, ever farther apart: step, seconds (of training so far), objective and risk (of the held-out batch),
-    gradient_norm (of the training step), w_perp, w_parallel, and weights (snapshots, h, d) where d = 2"""
+    """snapshots, ever farther apart: step, seconds, objective and risk (of the held-out batch), gradient_norm (of the
+    training step), w_perp, w_parallel, curvature (see `Training`), and weights (snapshots, h, d) where d = 2; kicks"""
     kicks: list[int]
     """steps at which a perturbation struck"""
     steps: int
@@ -34,155 +36,173 @@ class Result:
     """whether Ctrl-C did"""
 
 
-def train(
-    student: Student,
-    data: Batch | Callable[[], Batch],
-    U: Tensor,
-    loss: Loss,
-    *,
-    held_out: Batch,
-    finer: tuple[Batch, Batch] | None = None,
-    lam: float,
-    lr: float,
-    rho: float,
-    momentum: float = 0.0,
-    radius: float = 1e-3,
-    patience: int = 50,
-    escape: str = "noise",
-    steps: int = 10_000,
-    anneal: bool = False,
-    generator: torch.Generator | None = None,
-    checkpoint: Checkpoint | None = None,
-    progress: Callable[[int, float, float], None] = lambda step, objective, w_perp: None,
-) -> Result:
-    """Train, in place, every parameter of the student that requires a gradient.
+def complete(config: "Config") -> "Config":
+    """The config with those hyperparameters filled in whose defaults depend on others."""
+    pure = config.risk == "sampled" or config.algorithm != "default"
+    momentum = (0.0 if pure else 0.9) if config.momentum is None else config.momentum
+    lr = config.width * (0.05 if config.trained == "all" else 2 if momentum else 1)
+    defaults = dict(
+        lr=min(lr, 1 / config.lam) if config.lam else lr,  # λ's own curvature is 2λ
+        momentum=momentum,
+        rho=max(config.lam / 5, 1e-30) if config.lam else 1e-6,
+        nodes=max(2, round(128 / max(config.k, 1) ** 1.5)),
+    )
+    return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
+
+
+class Training(Descent):
+    """Trains, in place, every parameter of the student that requires a gradient.
+
+    Its history shows what the loss does to W⊥: curvature is ⟨W⊥, ∇_W risk⟩/‖W⊥‖², by Stein's identity the Rayleigh
+    quotient ⟨W⊥, H W⊥⟩/‖W⊥‖² of H = ∇²_b risk. Small steps shrink W⊥ at the rate curvature + 2λ: where curvature is
+    −2λ the loss holds W⊥ up, which the theorem rules out at an SOSP in which b is trained.
 
     Args:
         student: any module with first-layer weights W (h, d) and biases b (h,).
         data: a batch that f is the mean over, or a function that draws a fresh one for every step. PGD's stopping rule
             compares values of f, which fresh batches blur: it then sleeps, and the run takes all its steps.
         U: (k, d) the teacher's directions, for W⊥.
-        loss: see `model.LOSSES`.
-        held_out: the batch on which f is reported; and certified, if that is the f that is meant.
+        config: λ, ρ, the step size and how PGD goes; what defaults to a multiple of the width is config's, too.
+        generator: of the perturbations.
+        held_out: the batch on which f is reported and certified; by default the data.
         finer: where the population risk is meant, two further batches for it, each finer than the one trained on. The
             certificate is taken on the first; how far its ∇f is from the second's is the certificate's gradient_error.
-        lam: factor of ‖W‖²_F.
-        lr, rho, momentum, radius, patience: see `PGD`.
-        escape: "noise" (Algorithm 1) or "curvature" (Algorithm 2).
-        steps: at most so many.
-        anneal: let lr fall linearly to 0 over the second half of the steps.
-        generator: of the perturbations.
-        checkpoint: keeps the state of the training; a training that it has is gone on with, on one generator's fresh
-            batches if that is the same.
-        progress: called at every snapshot.
-
-    Raises:
-        ValueError: f is not finite where the run starts.
-        FloatingPointError: f, its gradient or its Hessian no longer is.
+        loss: instead of config's.
     """
-    W, params = student.W, [x for x in student.parameters() if x.requires_grad]
-    fresh = callable(data)
-    batch = held_out if fresh else data
 
-    def objective(batch: Batch) -> Tensor:
-        return risk(student, loss, batch) + lam * W.square().sum()
+    def __init__(
+        self,
+        student: torch.nn.Module,
+        data: Batch | Callable[[], Batch],
+        U: Tensor,
+        config: "Config",
+        generator: torch.Generator,
+        held_out: Batch | None = None,
+        finer: tuple[Batch, ...] = (),
+        loss: Loss | None = None,
+    ) -> None:
+        config, self._fresh = complete(config), callable(data)
+        self.student, self.data, self.U, self.config, self.finer = student, data, U, config, finer
+        self.held_out = held_out or (data() if self._fresh else data)
+        self.loss, self.W_initial, self._start = (
+            loss or LOSSES[config.loss],
+            student.W.detach().clone(),
+            time.perf_counter(),
+        )
+        params = {name: x for name, x in student.named_parameters() if x.requires_grad}
+        pgd = PGD(
+            params.values(),
+            lr=config.lr,
+            rho=config.rho,
+            radius=config.radius,
+            momentum=config.momentum,
+            patience=config.patience,
+            f_decrease=self._escape(),
+            objective=(lambda: self.objective(data)) if config.algorithm == "2" else None,
+            curvature=min(sqrt(config.rho), config.lam or inf),  # the certificate's threshold
+            generator=generator,
+        )
+        super().__init__(params, pgd, config.steps, generator)
 
-    def closure() -> Tensor:
-        for x in params:
-            x.grad = None
-        f = objective(data() if fresh else data)
+    def _escape(self) -> float | None:
+        """The fall of f within `patience` steps that shows a perturbation to have left a saddle.
+
+        What descent alone gains in these steps at ‖∇f‖ = ρ: no theory, and not Jin et al.'s √(ρ³/K), which at K = 1
+        and our step sizes is far less, and takes progress along a flat valley for an escape; Algorithm 1 has theirs.
+        """
+        config = self.config
+        if self._fresh:
+            return -inf
+        return None if config.algorithm == "1" else config.patience * config.lr / (1 - config.momentum) * config.rho**2
+
+    def objective(self, batch: Batch) -> Tensor:
+        """f = risk + λ‖W‖²_F on the batch."""
+        return risk(self.student, self.loss, batch) + self.config.lam * self.student.W.square().sum()
+
+    def closure(self) -> Tensor:
+        """f and its gradient, for PGD."""
+        self.student.zero_grad()
+        f = self.objective(self.data() if self._fresh else self.data)
         f.backward()
         return f.detach()
 
-    pgd = PGD(
-        params,
-        lr=lr,
-        rho=rho,
-        radius=radius,
-        momentum=momentum,
-        patience=patience,
-        # What descent alone gains in `patience` steps at ‖∇f‖ = rho is no escape. (Jin et al. have rho^1.5.)
-        f_decrease=-inf if fresh else patience * lr / (1 - momentum) * rho * rho,
-        objective=(lambda: objective(batch)) if escape == "curvature" else None,
-        generator=generator,
-    )
-    kicks, interrupted, step, due = [], False, 0, 0
-    history: dict[str, list] = {name: [] for name in (*HISTORY, "weights")}
-    start, idle = time.perf_counter(), 0.0
+    def step(self) -> None:
+        """One step of PGD; its size falls to 0 where it is to anneal."""
+        if self.config.anneal:
+            self.pgd.param_groups[0]["lr"] = self.config.lr * min(1, 2 * (1 - self.t / self.steps))
+        self.pgd.step(self.closure)
 
-    def require_finite(name: str, value: float) -> None:
-        if not isfinite(value):
-            if step == 0:
-                raise ValueError(f"{name} is {value} where the run starts: the labels, λ or the network are too large")
-            raise FloatingPointError(f"{name} is {value} at step {step}")
+    def due(self) -> bool:
+        """At 0 and at ever larger distances, a twentieth of the way."""
+        last = self.history["step"][-1] if self.history else -1
+        return self.t >= max(last + 1, round(1.05 * last))
 
-    @torch.no_grad()
-    def snapshot() -> None:
-        nonlocal idle
-        now = time.perf_counter()
-        held_out_risk, W_ = float(risk(student, loss, held_out)), W.detach()
-        f, perp = held_out_risk + lam * float(W_.square().sum()), float(perpendicular(W_, U).norm())
-        require_finite("the objective", f)
-        row = (step, now - start - idle, f, held_out_risk, pgd.gradient_norm, perp, float(parallel(W_, U).norm()))
-        for name, value in zip(HISTORY, row, strict=True):
-            history[name].append(value)
-        if W.shape[1] == 2:
-            history["weights"].append(W_.cpu().clone())
-        progress(step, f, perp)
-        idle += time.perf_counter() - now
+    def row(self) -> dict[str, Any]:
+        """See `Result.history`.
 
-    def state() -> State:
-        numbers = dict(step=step, due=due, kicks=kicks, history=history, seconds=time.perf_counter() - start - idle)
-        return numbers | dict(student=student.state_dict(), pgd=pgd.state_dict(), random=random_state(generator))
+        Raises:
+            ValueError: f is not finite where the run starts.
+            FloatingPointError: it no longer is.
+        """
+        seconds = time.perf_counter() - self._start
+        expected = risk(self.student, self.loss, self.held_out)
+        (slope,) = torch.autograd.grad(expected, self.student.W)
+        W, expected = self.student.W.detach(), float(expected.detach())
+        perp = perpendicular(W, self.U)
+        f = expected + self.config.lam * float(W.square().sum())
+        if not isfinite(f):
+            if self.t:
+                raise FloatingPointError(f"the objective is {f} at step {self.t}")
+            raise ValueError(f"the objective is {f} where the run starts: the labels, λ or the network are too large")
+        row = dict(step=self.t, seconds=seconds, objective=f, risk=expected, gradient_norm=self.pgd.gradient_norm)
+        row |= dict(w_perp=float(perp.norm()), w_parallel=float(parallel(W, self.U).norm()))
+        row["curvature"] = float((slope * perp).sum() / perp.square().sum())
+        return row | ({"weights": W.cpu().clone()} if W.shape[1] == 2 else {})
 
-    checkpoint = checkpoint or Checkpoint()
-    if (kept := checkpoint.resumed("training")) is not None:
-        step, due, kicks, history = (kept[name] for name in ("step", "due", "kicks", "history"))
-        start -= kept["seconds"]
-        student.load_state_dict(kept["student"])
-        pgd.load_state_dict(kept["pgd"])
-        restore_random_state(generator, kept["random"])
-    try:
-        while step < steps and not pgd.converged:
-            if step >= due:
-                snapshot()
-                due = max(step + 1, round(1.05 * step))
-            if anneal:
-                pgd.param_groups[0]["lr"] = lr * min(1, 2 * (1 - step / steps))
-            pgd.step(closure)
-            require_finite("the gradient", pgd.gradient_norm)
-            step += 1
-            if pgd.perturbations > len(kicks):
-                kicks.append(step)
-            checkpoint.keep("training", state)
-        checkpoint.keep("training", state, finished=True)
-    except KeyboardInterrupt:
-        interrupted = True
-    snapshot()
-    b_trained = student.b.requires_grad
-    student.b.requires_grad_()  # the lemma's bound needs the Hessian in b, trained or not
-    certified, error = held_out, 0.0
-    if finer is not None:
-        certified = finer[0]
-        gradients = [torch.autograd.grad(objective(batch), params, materialize_grads=True) for batch in finer]
-        error = hypot(*(float((g - h).norm()) for g, h in zip(*gradients, strict=True)))
-    certificate = certify(
-        lambda: objective(certified),
-        params,
-        W,
-        student.b,
-        lam,
-        rho,
-        project=lambda W: perpendicular(W, U),
-        gradient_error=error,
-    )
-    student.b.requires_grad_(b_trained)
-    require_finite("the gradient", certificate.gradient_norm)
-    return Result(
-        certificate=certificate,
-        history={name: np.array(values) for name, values in history.items()},
-        kicks=kicks,
-        steps=step,
-        converged=pgd.converged,
-        interrupted=interrupted,
-    )
+    def says(self) -> str:
+        """f and ‖W⊥‖."""
+        return f"f {self.history['objective'][-1]:.4g}, ‖W⊥‖ {self.history['w_perp'][-1]:.1e}"
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where the training was."""
+        super().load_state_dict(state)
+        self._start = time.perf_counter() - self.history["seconds"][-1]
+
+    @property
+    def direction(self) -> np.ndarray | None:
+        """(d,) the teacher's direction; None if it has not one."""
+        return self.U[0].cpu().numpy() if len(self.U) == 1 else None
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """All parameters, W as initialized, and U."""
+        tensors = dict(self.student.named_parameters()) | {"U": self.U, "W_initial": self.W_initial}
+        return {name: x.detach().cpu().numpy() for name, x in tensors.items()}
+
+    def result(self) -> Result:
+        """The certificate of where the training is, and what it has left.
+
+        Raises:
+            FloatingPointError: the gradient or the Hessian is not finite.
+        """
+        W, b, params = self.student.W, self.student.b, list(self.params.values())
+        b_trained = b.requires_grad
+        b.requires_grad_()  # the lemma's bound needs the Hessian in b, trained or not
+        certified, error = self.held_out, 0.0
+        if self.finer:
+            certified = self.finer[0]
+            gradients = [torch.autograd.grad(self.objective(x), params, materialize_grads=True) for x in self.finer]
+            error = hypot(*(float((g - h).norm()) for g, h in zip(*gradients, strict=True)))
+        certificate = certify(
+            lambda: self.objective(certified),
+            params,
+            W,
+            b,
+            self.config.lam,
+            self.config.rho,
+            project=lambda W: perpendicular(W, self.U),
+            gradient_error=error,
+        )
+        b.requires_grad_(b_trained)
+        if not isfinite(certificate.gradient_norm):
+            raise FloatingPointError(f"the gradient is {certificate.gradient_norm} at step {self.t}")
+        return Result(certificate, self.arrays(), self.kicks, self.t, self.pgd.converged, self.interrupted)

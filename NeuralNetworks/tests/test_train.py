@@ -1,14 +1,17 @@
 """Training finds the structure, and its certificate is true."""
 
+import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from activations import activation
+from main import Config
 from model import LOSSES, Student, Teacher, cosines, perpendicular, quadrature, risk, sampled
-from train import train
+from train import Training, complete
 
 
 def problem(width: int = 60, seed: int = 0, d: int = 2, k: int = 1, name: str = "relu_iota", link: str = "tanh"):
@@ -19,17 +22,15 @@ def problem(width: int = 60, seed: int = 0, d: int = 2, k: int = 1, name: str = 
     return student, teacher, teacher.labelled(*quadrature([32] + [8] * (d - 1))), generator
 
 
-def run(student, teacher, batch, generator, data=None, loss="squared", **options):
-    defaults = dict(lam=1e-3, lr=2.0 * len(student.a), rho=2e-4, momentum=0.9, steps=2000)
-    return train(
-        student,
-        batch if data is None else data,
-        teacher.directions,
-        LOSSES[loss],
-        held_out=batch,
-        generator=generator,
-        **(defaults | options),
-    )
+def training(student, teacher, batch, generator, data=None, **options):
+    width, d = student.W.shape
+    config = dict(d=d, k=teacher.k, width=width, lam=1e-3, lr=2.0 * width, rho=2e-4, momentum=0.9, steps=2000)
+    data = batch if data is None else data
+    return Training(student, data, teacher.directions, Config(**config | options), generator, held_out=batch)
+
+
+def run(*parts, **options):
+    return training(*parts, **options).run().result()
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -54,7 +55,9 @@ def test_w_perp_vanishes_under_the_lemmas_bound(loss, seed):
     n, h = W.numel(), len(b)
     rows = [torch.cat([H_WW.reshape(n, n), H_Wb.reshape(n, h)], 1), torch.cat([H_bW.reshape(h, n), H_bb], 1)]
     smallest = float(torch.linalg.eigvalsh(torch.cat(rows))[0])
-    assert certificate.lambda_min <= smallest + 1e-12 and certificate.lambda_min == pytest.approx(smallest, abs=1e-4 / 4)
+    assert certificate.lambda_min <= smallest + 1e-12 and certificate.lambda_min == pytest.approx(
+        smallest, abs=1e-4 / 4
+    )
 
 
 def test_the_counterexample_finds_structure_and_learns_nothing():
@@ -113,7 +116,7 @@ def test_fresh_batches_take_all_their_steps_and_annealing_calms_them():
 
 
 def test_hessian_descent_ends_at_an_sosp_too():
-    result = run(*problem(), escape="curvature")
+    result = run(*problem(), algorithm="2", momentum=None, lr=60.0)
     assert result.converged and result.certificate.is_sosp
     assert result.certificate.w_norm <= result.certificate.w_norm_bound
 
@@ -129,20 +132,112 @@ def test_snapshots_are_few_start_and_end_with_the_run():
     assert result.history["objective"][-1] < result.history["objective"][0]
 
 
-def test_ctrl_c_keeps_what_there_is():
-    student, teacher, batch, generator = problem()
-    interrupted = []
+def test_ctrl_c_keeps_what_there_is(monkeypatch):
+    run_ = training(*problem())
+    step = run_.step
 
-    def progress(step: int, objective: float, w_perp: float) -> None:
-        if step == 7 and not interrupted:
-            interrupted.append(True)
+    def interrupted() -> None:
+        if run_.t == 7:
             raise KeyboardInterrupt
+        step()
 
-    result = run(student, teacher, batch, generator, progress=progress)
+    monkeypatch.setattr(run_, "step", interrupted)
+    result = run_.run().result()
     assert result.interrupted and result.steps == 7 and not result.converged
-    assert result.history["risk"][-1] == pytest.approx(float(risk(student, LOSSES["squared"], batch).detach()))
+    assert result.history["risk"][-1] == pytest.approx(float(risk(run_.student, LOSSES["squared"], run_.data).detach()))
 
 
 def test_divergence_is_reported_at_its_step():
     with pytest.raises(FloatingPointError, match=r"at step \d+"):
         run(*problem(name="relu3"), lr=1e6)
+
+
+# --- saddles, algorithms, and what λ does -----------------------------------------------------------------------------
+
+
+def saddle(**options):
+    """One neuron He₂(w·x + b) for the teacher He₂(u·x), at W = 0, b = 0: ∇f = 0, and f falls in every direction."""
+    student, teacher, batch, generator = problem(width=1, name="he2", link="he2")
+    for parameter, value in ((student.W, 0.0), (student.b, 0.0), (student.a, 1.0)):
+        parameter.data.fill_(value)
+    return training(student, teacher, batch, generator, **dict(lam=1e-4, rho=1e-5, lr=0.02, patience=20) | options)
+
+
+@pytest.mark.parametrize("algorithm", ["default", "1", "2"])
+def test_a_kick_leaves_the_saddle_and_finds_the_direction(algorithm):
+    stuck = saddle(radius=0.0).run().result()
+    assert not stuck.certificate.is_sosp and stuck.certificate.lambda_min < -1 and stuck.steps < 30
+    result = saddle(algorithm=algorithm, momentum=0.5 if algorithm == "default" else None).run().result()
+    assert result.converged and result.certificate.is_sosp and len(result.kicks) >= 1 + (algorithm != "2")
+    assert result.history["w_parallel"][-1] == pytest.approx(1, abs=1e-2)
+    assert result.history["w_perp"][-1] <= result.certificate.w_norm_bound + 1e-12 < 1e-4
+    assert result.history["risk"][-1] < 1e-4 < 2.9 < result.history["risk"][0]
+
+
+def test_a_slow_escape_is_an_escape():
+    """What counts is a fall of f by what descent at ‖∇f‖ = ρ would gain: here f falls by ten times as much at first."""
+    first = saddle(steps=21, momentum=0.0)
+    f = float(first.objective(first.data).detach())
+    fall = f - first.run().result().history["objective"][-1]
+    rho = math.sqrt(fall / 10 / (20 * 0.02))
+    result = saddle(rho=rho, lam=10 * rho, momentum=0.0).run().result()
+    assert result.history["w_parallel"][-1] > 0.5 and len(result.kicks) > 1
+
+
+def test_algorithm_1_is_gradient_descent_and_jin_et_als_kicks():
+    parts = problem(width=20)
+    student = copy.deepcopy(parts[0])
+    run_ = training(*parts, algorithm="1", momentum=None, lr=20.0, rho=1e-3, patience=10, steps=400).run()
+    assert run_.kicks and run_.pgd.f_decrease is None
+    x, y, p = parts[2]
+    for _ in range(run_.kicks[0] - 1):
+        f = p @ (student(x) - y).square() + 1e-3 * student.W.square().sum()
+        for parameter, slope in zip(
+            (student.W, student.b), torch.autograd.grad(f, (student.W, student.b)), strict=True
+        ):
+            parameter.data -= 20.0 * slope
+    before = training(*problem(width=20), algorithm="1", momentum=None, lr=20.0, rho=1e-3, steps=run_.kicks[0] - 1)
+    torch.testing.assert_close(before.run().student.W, student.W, rtol=1e-12, atol=1e-14)
+    f = p @ (student(x) - y).square() + 1e-3 * student.W.square().sum()
+    slopes = torch.autograd.grad(f, (student.W, student.b))
+    assert math.hypot(*(float(g.norm()) for g in slopes)) <= 1e-3 < before.history["gradient_norm"][-2]
+
+
+@pytest.mark.parametrize("options", [dict(momentum=0.9), dict(anneal=True), dict(risk="sampled")])
+def test_the_papers_algorithms_are_pure(options):
+    with pytest.raises(ValueError, match="--algorithm 1 is pure"):
+        Config(algorithm="1", **options)
+    assert complete(Config(algorithm="2")).momentum == 0
+
+
+def test_without_a_price_w_perp_stays_and_nothing_is_bounded():
+    ends = {lam: run(*problem(), lam=lam, rho=1e-5, steps=4000) for lam in (0.0, 1e-4)}
+    kept, fallen = (ends[lam].history["w_perp"] for lam in (0.0, 1e-4))
+    assert kept[-1] > 0.8 * kept[0] and fallen[-1] < 0.05 * fallen[0]
+    certificate = ends[0.0].certificate
+    assert certificate.gradient_norm <= 1e-5 and certificate.w_norm_bound is certificate.lemma_bound is None
+    assert "no bound" in str(certificate) and "2λ" not in str(certificate)
+    assert ends[0.0].history["risk"][-1] < ends[1e-4].history["risk"][-1]
+
+
+def test_the_curvature_is_that_of_h_in_w_perp():
+    student, teacher, _, generator = problem(width=30)
+    batch = teacher.labelled(*quadrature([100, 40]))
+    run_ = training(student, teacher, batch, generator, steps=5, rho=1e-12).run()
+    W, b = run_.student.W.detach(), run_.student.b.detach()
+
+    def expected(b: torch.Tensor) -> torch.Tensor:
+        return risk(lambda x: torch.func.functional_call(run_.student, {"b": b}, x), LOSSES["squared"], batch)
+
+    H, perp = torch.autograd.functional.hessian(expected, b), perpendicular(W, run_.U)
+    quotient = float((perp * (H @ perp)).sum() / perp.square().sum())
+    assert run_.history["curvature"][-1] == pytest.approx(quotient, rel=1e-3) and abs(quotient) > 1e-5
+
+
+def test_defaults_that_depend_on_others():
+    config = complete(Config(width=50, lam=1e-3))
+    assert (config.lr, config.momentum, config.rho, config.nodes) == (100, 0.9, 2e-4, 128)
+    assert complete(replace(Config(width=50), lam=0.1)).lr == pytest.approx(10)  # λ's own curvature is 2λ
+    assert complete(Config(lam=0)).rho == 1e-6 and complete(Config(risk="sampled")).momentum == 0
+    assert complete(Config(width=50, algorithm="1")).lr == 50
+    assert complete(Config(lr=3.0, rho=1e-9)).lr == 3 and complete(Config(trained="all")).lr == 50

@@ -1,0 +1,78 @@
+"""What a run amounts to: the numbers of results.json, the toy beside it, and the lines that the user reads."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+import toy
+from model import effective_rank, risk
+from run import State, print_summary
+from train import Result, Training
+
+if TYPE_CHECKING:
+    from main import Config
+
+
+def toys(seed: int) -> dict[str, np.ndarray]:
+    """For each of the toy's figures |w*| by PGD and at the global minimum, (2, len(toy.LAMBDAS))."""
+    return {
+        name: np.array([toy.descend(toy.LAMBDAS, frozen, seed), [toy.global_minimizer(x, frozen) for x in toy.LAMBDAS]])
+        for name, frozen in toy.FIGURES.items()
+    }
+
+
+@torch.no_grad()
+def results(config: "Config", training: Training, result: Result, toys: dict[str, np.ndarray]) -> State:
+    """The content of results.json, but for seconds, hyperparameters and versions."""
+    history, data, (test, *_) = result.history, training.data, training.finer
+    _, y, p = test
+    return {
+        "experiment": "NeuralNetworks",
+        "steps": result.steps,
+        "perturbations": len(result.kicks),
+        "objective": history["objective"][-1],
+        "certificate": asdict(result.certificate),
+        "d": config.d,
+        "width": config.width,
+        "depth": config.depth,
+        "parameters": sum(x.numel() for x in training.params.values()),
+        "w_perp": history["w_perp"][-1],
+        "w_perp_initial": history["w_perp"][0],
+        "w_parallel": history["w_parallel"][-1],
+        "w_parallel_initial": history["w_parallel"][0],
+        "curvature": np.nan_to_num(history["curvature"][-1]).item(),
+        "curvature_least": np.nan_to_num(history["curvature"]).min().item(),
+        "train_risk": float(risk(training.student, training.loss, data() if callable(data) else data)),
+        "test_risk": float(risk(training.student, training.loss, test)),
+        "label_variance": float(p @ (y - p @ y).square()),
+        "effective_rank": effective_rank(training.student.W),
+        "effective_rank_initial": effective_rank(training.W_initial),
+        "toy_error": {name: float(np.abs(w - exact).max()) for name, (w, exact) in toys.items()},
+    }
+
+
+def say(config: "Config", result: Result, numbers: State) -> None:
+    """Print the summary."""
+    if result.interrupted:
+        print(f"interrupted after {result.steps} steps: what follows, and is saved, is where the run was")
+    n, kicks = numbers, len(result.kicks)
+    lines = {
+        "student": f"depth {n['depth']}, width {n['width']}, {config.activation}, {n['parameters']} parameters trained",
+        "‖W⊥‖": f"{n['w_perp_initial']:.3g} → {n['w_perp']:.2g} after {result.steps} steps "
+        f"and {kicks} perturbation{'s' * (kicks != 1)}",
+        "‖W∥‖": f"{n['w_parallel_initial']:.3g} → {n['w_parallel']:.3g}",
+        "curvature": f"{n['curvature']:.1e} is what the loss adds to the rate 2λ = {2 * config.lam:.1e} at which W⊥ "
+        f"shrinks; along the run at least {n['curvature_least']:.1e}",
+        "rank": f"effective rank of W {n['effective_rank_initial']:.3f} → {n['effective_rank']:.3f}, "
+        f"the teacher's is {config.k}",
+        "risk": f"{n['train_risk']:.3g} in training, {n['test_risk']:.3g} in the test; "
+        f"the labels' variance is {n['label_variance']:.3g}",
+        "certificate": str(result.certificate).replace("‖W‖", "‖W⊥‖"),
+    }
+    for name, error in n["toy_error"].items():
+        text = f"the better of two PGD runs ends at the global minimizer w* to {error:.0e}, for λ from 10⁻⁶ to 10"
+        lines[name.split("_")[0]] = text
+    lines["seconds"] = f"{n['seconds']:.2f}: PGD {result.history['seconds'][-1]:.2f}, the rest for the certificate"
+    print_summary(lines | {"files": str(config.out.resolve())})
