@@ -185,9 +185,9 @@ def lambda_min(
     """A lower bound on the eigenvalues of ∇²f over all of `params` as one vector, and the direction nearest to it.
 
     Lanczos on Hessian-vector products; the Hessian is not formed, but for up to 20 variables, where it takes no more
-    products and the bound is the eigenvalue. A Ritz value lies above λ_min, and no number of them proves that nothing
-    lies below: a random start can miss an eigenvector. How likely that is, the run itself tells (`lanczos`): the
-    bound fails with probability `FAILURE`. It is evidence, no proof.
+    products and the bound is the eigenvalue, less rounding errors. A Ritz value lies above λ_min, and no number of
+    them proves that nothing lies below: a random start can miss an eigenvector. How likely that is, the run itself
+    tells (`lanczos`): the bound fails with probability `FAILURE`. It is evidence, no proof.
 
     Args:
         objective: f as a function without arguments, twice differentiable in params.
@@ -203,11 +203,11 @@ def lambda_min(
         FloatingPointError: a product overflows, or would when it is squared.
     """
     product, unflatten, n = _hessian(objective, params)
+    finest = 1e-12 if all(x.dtype == torch.float64 for x in params) else 1e-6
     if n <= 20:
         values, vectors = np.linalg.eigh([product(v) for v in np.eye(n)])
-        return float(values[0]), lambda: unflatten(vectors[:, 0])
+        return float(values[0] - finest * np.abs(values).max()), lambda: unflatten(vectors[:, 0])
     start = np.random.default_rng(seed).standard_normal(n)
-    finest = 1e-12 if all(x.dtype == torch.float64 for x in params) else 1e-6
     bound, ritz_vector = lanczos(product, start, accuracy, finest)
     return bound, lambda: unflatten(ritz_vector())
 
