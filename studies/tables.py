@@ -38,7 +38,8 @@ class Cells(string.Formatter):
     def get_field(self, field_name: str, args: tuple, kwargs: dict) -> tuple[object, str]:
         """The value that a replacement field names."""
         values = [_look_up(kwargs, path) for path in field_name.split("/")]
-        return (values[0] if len(values) == 1 else values[0] / values[1]), field_name
+        ratio = len(values) == 2 and None not in values
+        return values[0] / values[1] if ratio else values[0], field_name
 
     def format_field(self, value: object, format_spec: str) -> str:
         """The value as text."""
@@ -49,7 +50,8 @@ class Cells(string.Formatter):
 
 def _look_up(row: object, path: str) -> object:
     for key in re.findall(r"[^\[\]]+", path):
-        row = row[int(key)] if isinstance(row, list) else row[key]
+        if row is not None:  # as where a run has no certificate
+            row = row[int(key)] if isinstance(row, list) else row[key]
     return row
 
 

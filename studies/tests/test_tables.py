@@ -33,7 +33,7 @@ out = Path(flags[flags.index("--out") + 1])
 value = lambda name, default: type(default)(flags[flags.index(name) + 1]) if name in flags else default
 config = dict(lr=value("--lr", 0.1), width=[5] if "--width" in flags else [10, 10], toy="--no-toy" not in flags,
               data=value("--data", "") or None, checkpoint=None, out=str(out))
-result = dict(experiment="Toy", config=config, cut=41, best=None, lr2=config["lr"] ** 2, certificate=dict(ok=True))
+result = dict(experiment="Toy", config=config, cut=41, best=None, void=None, lr2=config["lr"] ** 2, certificate=dict(ok=True))
 (out / "results.json").write_text(json.dumps(result))
 '''
 TOML = """
@@ -59,7 +59,7 @@ name = "toy_other"
 flags = "--width 5 --lr 1e-6 --no-toy"
 label = "other"
 known = 41
-said = "nothing"
+said = "{void[deep]}"
 
 [front]
 columns = { what = "{what}", command = "" }
@@ -84,7 +84,7 @@ WRITTEN = """Text, [410.0](../results/toy_default.json "cut/config[lr]:.1f") of 
 | `python main.py …` | cut | best | sure | of 82 | said |
 | --- | --- | --- | --- | --- | --- |
 | (no flags) | 41 | – | yes | 50% | at 0.010 |
-| other: `--lr 1e-6 --width 5 --no-toy` | 41 | – | yes | 100% | nothing |
+| other: `--lr 1e-6 --width 5 --no-toy` | 41 | – | yes | 100% | – |
 <!-- end -->
 <!-- table front -->
 | what | command |
