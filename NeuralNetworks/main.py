@@ -109,24 +109,24 @@ class Config:
 
 def main(config: Config) -> bool:
     """Run the experiment, save its files, print the summary; returns whether Ctrl-C cut it short."""
-    config = complete(config)
+    full = complete(config)
     generator = torch.Generator(config.device).manual_seed(config.seed)
-    teacher, student, data, held_out, finer = build(config, generator)
+    teacher, student, data, held_out, finer = build(full, generator)
     writable(config.out)
     checkpoint = Checkpoint(config.checkpoint, config)
     start = time.perf_counter() - checkpoint.elapsed
-    training = Training(student, data, teacher.directions, config, generator, held_out, finer)
+    training = Training(student, data, teacher.directions, full, generator, held_out, finer)
     result = training.run(checkpoint).result()
     seconds = time.perf_counter() - start
 
     toys = outcome.toys(config.seed) if config.toy else {}
-    results = outcome.results(config, training, result, toys) | {"seconds": seconds}
+    results = outcome.results(full, training, result, toys) | {"seconds": seconds}
     with whole_files(config.out) as folder:
         figures = plot.figures(training, result) | plot.toys(toys)
         save(folder, config, results, figures, weights=training.weights(), history=result.history)
         if config.d == 2:
             plot.animate(result.history, training.direction, folder / "fig3_weights.gif")
-    outcome.say(config, result, results)
+    outcome.say(full, result, results)
     return result.interrupted
 
 

@@ -28,20 +28,17 @@ def results(config: "Config", training: Training, result: Result, toys: dict[str
     """The content of results.json, but for seconds, hyperparameters and versions."""
     history, data, (test, *_) = result.history, training.data, training.finer
     _, y, p = test
-    return {
+    now = {name: float(history[name][-1]) for name in ("objective", "w_perp", "w_parallel")}
+    return now | {
         "experiment": "NeuralNetworks",
+        "completed": {name: getattr(config, name) for name in ("lr", "momentum", "rho", "nodes")},
         "steps": result.steps,
         "perturbations": len(result.kicks),
-        "objective": history["objective"][-1],
         "certificate": asdict(result.certificate),
-        "d": config.d,
-        "width": config.width,
-        "depth": config.depth,
+        **{name: getattr(config, name) for name in ("d", "width", "depth")},
         "parameters": sum(x.numel() for x in training.params.values()),
-        "w_perp": history["w_perp"][-1],
-        "w_perp_initial": history["w_perp"][0],
-        "w_parallel": history["w_parallel"][-1],
-        "w_parallel_initial": history["w_parallel"][0],
+        **{f"{name}_initial": float(history[name][0]) for name in ("w_perp", "w_parallel")},
+        "rate": 2 * config.lam,
         "curvature": np.nan_to_num(history["curvature"][-1]).item(),
         "curvature_least": np.nan_to_num(history["curvature"]).min().item(),
         "train_risk": float(risk(training.student, training.loss, data() if callable(data) else data)),

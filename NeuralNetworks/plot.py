@@ -19,10 +19,6 @@ from train import Result, Training
 FADE = LinearSegmentedColormap.from_list("fade", [RED, BLUE])
 FRAMES = 30
 """of the animation"""
-TITLES = {
-    "fig1_toy_frozen_bias": r"ReLU$^3(wx + b)$ fitted to 1, $b = 0$ frozen",
-    "fig2_toy_trained_bias": r"ReLU$^3(wx + b)$ fitted to 1, $b$ trained",
-}
 
 
 def figures(training: Training, result: Result) -> dict[str, Figure]:
@@ -46,12 +42,14 @@ def toys(ends: dict[str, np.ndarray]) -> dict[str, Figure]:
     """
     drawn, lams = {}, np.logspace(-6, 1, 500)
     for name, (w, _) in ends.items():
-        curve = [toy.global_minimizer(lam, toy.FIGURES[name]) for lam in lams]
+        frozen = toy.FIGURES[name]
+        curve = [toy.global_minimizer(lam, frozen) for lam in lams]
         drawn[name] = Figure(figsize=(6.4, 4), layout="constrained")
         axes = drawn[name].subplots()
         axes.plot(lams, curve, color=BLUE, label="global minimizer, exact")
         axes.plot(toy.LAMBDAS, w, "o", color=ORANGE, markersize=5, label="PGD, the better of two starts")
-        axes.set(xscale="log", xlabel=r"$\lambda$", ylabel=r"$|w^*|$", title=TITLES[name])
+        title = r"ReLU$^3(wx + b)$ fitted to 1, " + ("$b = 0$ frozen" if frozen else "$b$ trained")
+        axes.set(xscale="log", xlabel=r"$\lambda$", ylabel=r"$|w^*|$", title=title)
         axes.set_yscale("symlog", linthresh=1e-3)
         axes.set_ylim(-2e-4, 1)
         legend_below(drawn[name], columns=2)

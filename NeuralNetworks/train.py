@@ -156,7 +156,8 @@ class Training(Descent):
             raise ValueError(f"the objective is {f} where the run starts: the labels, λ or the network are too large")
         row = dict(step=self.t, seconds=seconds, objective=f, risk=expected, gradient_norm=self.pgd.gradient_norm)
         row |= dict(w_perp=float(perp.norm()), w_parallel=float(parallel(W, self.U).norm()))
-        row["curvature"] = float((slope * perp).sum() / perp.square().sum())
+        # slope∥ is far larger, and must not enter through the rounding errors of W⊥
+        row["curvature"] = float((perpendicular(slope, self.U) * perp).sum() / perp.square().sum())
         return row | ({"weights": W.cpu().clone()} if W.shape[1] == 2 else {})
 
     def says(self) -> str:

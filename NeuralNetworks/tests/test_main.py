@@ -36,7 +36,7 @@ def test_a_run_leaves_all_its_files_and_a_true_certificate(tmp_path):
     results = json.loads((out / "results.json").read_text())
     certificate, weights = results["certificate"], np.load(out / "weights.npz")
     W, U = weights["W"], weights["U"]
-    assert results["experiment"] == "NeuralNetworks" and results["config"]["lr"] == 80
+    assert results["experiment"] == "NeuralNetworks" and results["completed"]["lr"] == 80
     assert results["w_perp"] == pytest.approx(np.linalg.norm(W - W @ U.T @ U)) == pytest.approx(certificate["w_norm"])
     assert results["w_parallel"] == pytest.approx(np.linalg.norm(W @ U.T @ U))
     assert certificate["is_sosp"] and certificate["w_norm"] <= certificate["w_norm_bound"]

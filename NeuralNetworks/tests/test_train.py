@@ -234,6 +234,17 @@ def test_the_curvature_is_that_of_h_in_w_perp():
     assert run_.history["curvature"][-1] == pytest.approx(quotient, rel=1e-3) and abs(quotient) > 1e-5
 
 
+def test_the_curvature_does_not_drown_as_w_perp_vanishes():
+    """At W⊥ → 0 it tends to a limit, the Rayleigh quotient of W⊥'s direction, until W⊥ itself is a rounding error."""
+    student, teacher, _, generator = problem(width=30)
+    run_ = training(student, teacher, teacher.labelled(*quadrature([60, 20])), generator)
+    W, perp, found = student.W.detach().clone(), perpendicular(student.W.detach(), run_.U), []
+    for shrink in (1e-4, 1e-8):
+        student.W.data = W - (1 - shrink) * perp
+        found.append(run_.row()["curvature"])
+    assert found[0] == pytest.approx(found[1], rel=1e-3) and abs(found[0]) > 1e-5
+
+
 def test_defaults_that_depend_on_others():
     config = complete(Config(width=50, lam=1e-3))
     assert (config.lr, config.momentum, config.rho, config.nodes) == (100, 0.9, 2e-4, 128)

@@ -1,0 +1,122 @@
+"""The studies of networks: their mathematics, and their command line on a few small runs."""
+
+import sys
+from functools import partial
+from math import inf
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(1, str(Path(__file__).parents[2] / "NeuralNetworks"))
+
+import neural_networks as study
+from activations import activation
+from main import Config
+from model import Student, quadrature, risk, squared
+from sweep import Sweep
+from train import Training
+
+
+@pytest.fixture(autouse=True)
+def few_and_short(monkeypatch):
+    """Studies of a few runs of a few steps."""
+    small = dict(STEPS=20, HELD_OUT=64, BATCH=16, LAMS=[1e-2], RHOS={1e-2: [1e-2, 1e-3]}, DECAYS=(0.0, 1e-3))
+    small |= dict(EXACT=dict(width=16, steps=60), DECAY=dict(width=16, steps=60), DEAR=128)
+    small |= dict(FACTORS=dict(depth=(2, 3), width=(64, 128), k=(1, 2), d=(5, 10)))
+    small |= dict(IOTAS=(1.0, inf), POINTS=(100, inf))
+    for name, value in small.items():
+        monkeypatch.setattr(study, name, value)
+    yield
+    torch.set_flush_denormal(False)  # which runs set
+
+
+def case(**change: object) -> dict:
+    return study.BASE | change | dict(seed=0)
+
+
+@pytest.mark.parametrize("inputs", ["Gaussian", "correlated Gaussian", "Gaussian mixture", "Laplace", "uniform"])
+def test_inputs_have_mean_0_and_their_covariance(inputs):
+    n, d = 200_000, 4
+    x = study.source(inputs, d, np.random.default_rng(0))(n)
+    variances = study.spread(d) ** 2 if inputs.startswith("correlated") else np.ones(d)
+    assert x.shape == (n, d) and variances.mean() == pytest.approx(1)
+    # No fourth moment here is above 6 squared variances, so that a standard error is below √(6/n) of them.
+    assert np.abs(x.mean(0) / np.sqrt(variances)).max() < 5 * np.sqrt(1 / n)
+    assert np.abs(np.cov(x.T) - np.diag(variances)).max() < 5 * np.sqrt(6 / n) * variances.max()
+
+
+def test_student_t_has_variance_1_and_heavy_tails():
+    x = study.source("Student t, 5 degrees", 5, np.random.default_rng(0))(200_000).ravel()
+    assert x.var() == pytest.approx(1, abs=0.02)  # kurtosis 9: standard error 0.003
+    assert np.mean(np.abs(x) > 5) > 1e-3 > 2e-6 > 2 * (1 - float(torch.special.ndtr(torch.tensor(5.0).double())))
+
+
+def test_the_digits_are_whitened():
+    rng = np.random.default_rng(0)
+    x = study.source("digits", 10, rng)(100_000)
+    rows = np.unique(x, axis=0)
+    assert len(rows) <= 1797  # the digits themselves and nothing between
+    assert np.cov(x.T) == pytest.approx(np.eye(10), abs=0.1)
+
+
+def test_exact_runs_end_at_an_sosp_under_the_bounds(monkeypatch):
+    monkeypatch.setattr(study, "EXACT", dict(width=64, momentum=0.9, steps=5000))
+    row = study.descend(dict(lam=1e-2, rho=1e-4, seed=0))
+    assert row["is_sosp"] and row["holds"] and row["w_perp"] <= row["identity"] < row["lemma"]
+    assert row["w_perp"] < 1e-2 * row["w_perp_initial"]
+
+
+def test_without_lambda_w_perp_stays(monkeypatch):
+    monkeypatch.setattr(study, "DECAY", dict(width=40, steps=800, nodes_across=16))
+    kept, fallen = (study.shrink(dict(lam=lam, freeze_bias=False, seed=0)) for lam in (0.0, 1e-3))
+    assert kept["left"] > 0.6 and fallen["left"] < 0.05 and kept["risk"] < fallen["risk"]
+
+
+def test_a_run_is_a_function_of_its_case(monkeypatch):
+    assert study.learn(case()) == study.learn(case())
+    assert study.learn(case()) != study.learn(case() | dict(seed=1))
+    monkeypatch.setattr(study, "STEPS", 600)
+    row = study.learn(case())
+    assert row["left"] < 0.3 and row["risk"] < 0.1
+
+
+def test_few_points_leave_more_than_fresh_ones(monkeypatch):
+    monkeypatch.setattr(study, "STEPS", 600)
+    left = [study.learn(case(points=points, noise=0.3))["left"] for points in (30, inf)]
+    assert left[0] > 2 * left[1]
+
+
+def test_stein_for_correlated_inputs():
+    """Inputs A z: where ∇f = 0, (H W + 2λ W C⁻¹)(I − uuᵀ) = 0, so that W⊥ is not 0; on the whitened z it is."""
+    lam, width = 1e-2, 8
+    A = torch.diag(torch.tensor([1.3, 0.5], dtype=torch.float64))
+    u = torch.tensor([[1.0, 2.0]], dtype=torch.float64) / 5**0.5
+    v = torch.nn.functional.normalize(u @ A)
+    z, p = quadrature([48, 20])
+    z = z @ torch.stack([v[0], torch.stack([-v[0, 1], v[0, 0]])])  # aligned with what the teacher uses
+    y = (z @ A @ u[0]).tanh()
+    ends = []
+    for x, U, C in ((z @ A, u, A @ A), (z, v, torch.eye(2, dtype=torch.float64))):
+        student = Student(2, [width], activation("relu_iota"), torch.Generator().manual_seed(0))
+        student.a.requires_grad_(False)
+        data, config = (x, y, p), Config(width=width, lam=lam, lr=20, rho=1e-15, steps=3000)
+        Training(student, data, U, config, torch.Generator()).run()
+        W, b = student.W.detach(), student.b.detach()
+
+        def f(b, student=student, data=data):
+            return risk(partial(torch.func.functional_call, student, {"b": b}), squared, data)
+
+        H, perp = torch.autograd.functional.hessian(f, b), torch.eye(2, dtype=torch.float64) - U.T @ U
+        assert float(((H @ W + 2 * lam * W @ torch.linalg.inv(C)) @ perp).norm()) < 1e-7
+        ends.append(float((W @ perp).norm() / W.norm()))
+    assert ends[0] > 1e-2 and ends[1] < 1e-10
+
+
+@pytest.mark.parametrize("name", ["lemma", "decay", "inputs", "architecture", "iota", "samples"])
+def test_a_study_leaves_its_files(tmp_path, capsys, name):
+    getattr(study, name)(Sweep(seeds=1, out=tmp_path))
+    left = {file.name for file in tmp_path.iterdir() if file.is_file()}
+    assert left == {f"study_{name}.{suffix}" for suffix in ("md", "png", "pdf", "json")}
+    assert (tmp_path / f"study_{name}.md").read_text() in capsys.readouterr().out
