@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CASES = {
     "MAXCUT": "MAXCUT --n 300 --p 0.1 --growth 10",
-    "pairs": "JohnsonLindenstrauss --problem pairs --n 120 --d 40 --k 8 --growth 1.01",
-    "deep": "NeuralNetworks --depth 3 --width 24 --d 5 --k 2 --trained all --risk sampled --batch 64 --steps 2500 "
+    "pairs": "JohnsonLindenstrauss --problem pairs --n 60 --d 30 --k 6 --growth 1.01",
+    "deep": "NeuralNetworks --depth 3 --width 24 --d 5 --k 2 --trained all --risk sampled --batch 64 --steps 1000 "
     "--lam 1e-3 --anneal --no-toy",
 }
 CHANGING = ("seconds", "versions", "config")
@@ -59,12 +59,20 @@ def killed_and_resumed(case: str, tmp_path: Path, seconds: float, kills: int) ->
     return out
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_killed_runs_come_to_the_same_end(name, tmp_path):
-    finish(start(CASES[name], tmp_path / "whole"))
-    expected, curves = numbers(tmp_path / "whole")
-    seconds = json.loads((tmp_path / "whole" / "results.json").read_text())["seconds"]
-    found, killed_curves = numbers(killed_and_resumed(CASES[name], tmp_path, seconds, kills=1 if name == "deep" else 2))
+@pytest.fixture(scope="module", params=CASES)
+def finished(request, tmp_path_factory) -> tuple[str, Path]:
+    """A run that nothing has stopped."""
+    out = tmp_path_factory.mktemp("whole")
+    finish(start(CASES[request.param], out))
+    return CASES[request.param], out
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.soak)])
+def test_killed_runs_come_to_the_same_end(finished, tmp_path, kills):
+    case, out = finished
+    expected, curves = numbers(out)
+    seconds = json.loads((out / "results.json").read_text())["seconds"]
+    found, killed_curves = numbers(killed_and_resumed(case, tmp_path, seconds, kills))
     assert found == expected
     assert curves.keys() == killed_curves.keys()
     for curve, values in curves.items():
@@ -73,16 +81,16 @@ def test_killed_runs_come_to_the_same_end(name, tmp_path):
 
 def test_a_killed_search_keeps_its_cuts_and_its_time(tmp_path):
     case = "MAXCUT --n 120 --p 0.1"
-    out = killed_and_resumed(f"{case} --seconds 5", tmp_path, 4, kills=2)
+    out = killed_and_resumed(f"{case} --seconds 4", tmp_path, 3, kills=1)
     found, curves = numbers(out)
-    finish(start(f"{case} --seconds 4", tmp_path / "whole"))
+    finish(start(f"{case} --seconds 1", tmp_path / "whole"))
     expected, whole_curves = numbers(tmp_path / "whole")
     for curve in ("step", "expected_cut", "drawn_cut", "sigma"):  # of the first descent
         np.testing.assert_array_equal(curves[curve], whole_curves[curve])
     assert found["cut"] == expected["cut"] == curves["search_cut"][-1]  # so small a graph is soon cut best
     assert found["certificate"]["is_sosp"] and (np.diff(curves["search_seconds"]) > 0).all()
     seconds = json.loads((out / "results.json").read_text())["seconds"]
-    assert seconds == pytest.approx(5, abs=3)  # those before the kills are counted
+    assert seconds == pytest.approx(4, abs=3)  # those before the kills are counted
 
     file = tmp_path / "run.checkpoint"  # a finished search goes on if it is given more time
     finish(start(f"{case} --seconds {seconds + 2}", tmp_path / "longer", "--checkpoint", file))

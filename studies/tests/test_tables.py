@@ -33,7 +33,8 @@ out = Path(flags[flags.index("--out") + 1])
 value = lambda name, default: type(default)(flags[flags.index(name) + 1]) if name in flags else default
 config = dict(lr=value("--lr", 0.1), width=[5] if "--width" in flags else [10, 10], toy="--no-toy" not in flags,
               data=value("--data", "") or None, checkpoint=None, out=str(out))
-result = dict(experiment="Toy", config=config, cut=41, best=None, void=None, lr2=config["lr"] ** 2, certificate=dict(ok=True))
+result = dict(experiment="Toy", config=config, cut=41, best=None, void=None, certificate=dict(ok=True))
+result["lr2"] = config["lr"] ** 2
 (out / "results.json").write_text(json.dumps(result))
 '''
 TOML = """
