@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from scipy.fft import dct
-from scipy.stats import qmc
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -175,6 +174,8 @@ def sobol(dimensions: int, samples: int, seed: int) -> tuple[Tensor, Tensor]:
 
     `samples` should be a power of two.
     """
+    from scipy.stats import qmc  # takes longer to import than the rest of SciPy
+
     points = qmc.MultivariateNormalQMC(np.zeros(dimensions), rng=np.random.default_rng(seed)).random(samples)
     return torch.from_numpy(points), torch.full((samples,), 1 / samples, dtype=torch.float64)
 
@@ -208,9 +209,8 @@ def build(
     def labelled(points: tuple[Tensor, Tensor]) -> Batch:
         return teacher.labelled(*(x.to(config.device) for x in points))
 
-    n, k = teacher.inputs, config.k
+    n, k, a, c = teacher.inputs, config.k, config.nodes, config.nodes_across
     if config.d <= 3:
-        a, c = config.nodes, config.nodes_across
         sizes = (a, c), (3 * a // 2, c + 4), (2 * a + 3, c + 9)  # which share no error
         rules = [quadrature([along] * k + [across] * (n - k), trapezoids=k) for along, across in sizes]
         held_out, *finer = map(labelled, rules)

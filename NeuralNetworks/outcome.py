@@ -27,27 +27,20 @@ def toys(seed: int) -> dict[str, np.ndarray]:
 def results(config: "Config", training: Training, result: Result, toys: dict[str, np.ndarray]) -> State:
     """The content of results.json, but for seconds, hyperparameters and versions."""
     history, data, (test, *_) = result.history, training.data, training.finer
-    _, y, p = test
-    now = {name: float(history[name][-1]) for name in ("objective", "w_perp", "w_parallel")}
-    return now | {
-        "experiment": "NeuralNetworks",
-        "completed": {name: getattr(config, name) for name in ("lr", "momentum", "rho", "nodes")},
-        "steps": result.steps,
-        "perturbations": len(result.kicks),
-        "certificate": asdict(result.certificate),
-        **{name: getattr(config, name) for name in ("d", "width", "depth")},
-        "parameters": sum(x.numel() for x in training.params.values()),
-        **{f"{name}_initial": float(history[name][0]) for name in ("w_perp", "w_parallel")},
-        "rate": 2 * config.lam,
-        "curvature": np.nan_to_num(history["curvature"][-1]).item(),
-        "curvature_least": np.nan_to_num(history["curvature"]).min().item(),
-        "train_risk": float(risk(training.student, training.loss, data() if callable(data) else data)),
-        "test_risk": float(risk(training.student, training.loss, test)),
-        "label_variance": float(p @ (y - p @ y).square()),
-        "effective_rank": effective_rank(training.student.W),
-        "effective_rank_initial": effective_rank(training.W_initial),
-        "toy_error": {name: float(np.abs(w - exact).max()) for name, (w, exact) in toys.items()},
-    }
+    student, loss, certificate, (_, y, p) = training.student, training.loss, result.certificate, test
+    curvature = np.nan_to_num(history["curvature"])
+    found = dict(experiment="NeuralNetworks", steps=result.steps, perturbations=len(result.kicks))
+    found |= dict(certificate=asdict(certificate), rate=2 * config.lam, curvature=float(curvature[-1]))
+    found |= dict(curvature_least=float(curvature.min()), objective=float(history["objective"][-1]))
+    found |= {name: getattr(config, name) for name in ("d", "width", "depth")}
+    found |= {"completed": {name: getattr(config, name) for name in ("lr", "momentum", "rho", "nodes")}}
+    for name in ("w_perp", "w_parallel"):
+        found |= {name: float(history[name][-1]), f"{name}_initial": float(history[name][0])}
+    found |= dict(train_risk=float(risk(student, loss, data() if callable(data) else data)))
+    found |= dict(test_risk=float(risk(student, loss, test)), label_variance=float(p @ (y - p @ y).square()))
+    found |= dict(effective_rank=effective_rank(student.W), effective_rank_initial=effective_rank(training.W_initial))
+    found |= dict(parameters=sum(x.numel() for x in training.params.values()))
+    return found | {"toy_error": {name: float(np.abs(w - exact).max()) for name, (w, exact) in toys.items()}}
 
 
 def say(config: "Config", result: Result, numbers: State) -> None:

@@ -161,7 +161,7 @@ class Training(Descent):
         return row | ({"weights": W.cpu().clone()} if W.shape[1] == 2 else {})
 
     def says(self) -> str:
-        """f and ‖W⊥‖."""
+        """See `Descent`."""
         return f"f {self.history['objective'][-1]:.4g}, ‖W⊥‖ {self.history['w_perp'][-1]:.1e}"
 
     def load_state_dict(self, state: State) -> None:
