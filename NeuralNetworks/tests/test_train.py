@@ -10,7 +10,7 @@ import torch
 
 from activations import activation
 from main import Config
-from model import LOSSES, Student, Teacher, cosines, perpendicular, quadrature, risk, sampled
+from model import LOSSES, Student, Teacher, build, cosines, perpendicular, quadrature, risk, sampled
 from train import Training, complete
 
 
@@ -252,3 +252,36 @@ def test_defaults_that_depend_on_others():
     assert complete(Config(lam=0)).rho == 1e-6 and complete(Config(risk="sampled")).momentum == 0
     assert complete(Config(width=50, algorithm="1")).lr == 50
     assert complete(Config(lr=3.0, rho=1e-9)).lr == 3 and complete(Config(trained="all")).lr == 50
+
+
+def test_a_rule_too_coarse_certifies_nothing():
+    """‖∇f‖ is that of the first finer rule, its error the distance from the second's; above ρ/10 it is no SOSP."""
+    student, teacher, _, generator = problem(width=30)
+    rules = [teacher.labelled(*quadrature(nodes)) for nodes in ([10, 6], [14, 8], [60, 30], [80, 40])]
+    data, rough, fine, finest = rules
+    config = Config(width=30, lam=1e-3, lr=60, rho=2e-4, steps=2000)
+    ends = []
+    for finer in ((rough, fine), (fine, finest)):
+        run_ = Training(student, data, teacher.directions, config, generator, data, finer)
+        ends.append((run_.run() if not ends else run_).result().certificate)
+        slopes = [torch.autograd.grad(run_.objective(batch), (student.W, student.b)) for batch in finer]
+        assert ends[-1].gradient_norm == pytest.approx(math.hypot(*(float(g.norm()) for g in slopes[0])))
+        error = math.hypot(*(float((g - h).norm()) for g, h in zip(*slopes, strict=True)))
+        assert ends[-1].gradient_error == pytest.approx(error, rel=1e-6, abs=1e-12)
+    assert ends[0].gradient_error > 1e-5 > 5e-6 > ends[1].gradient_error and not ends[0].is_sosp
+
+
+@pytest.mark.parametrize("d, risk_", [(2, "quadrature"), (4, "sobol"), (4, "sampled")])
+def test_what_is_built_is_what_the_config_says(d, risk_):
+    config = complete(Config(d=d, width=7, depth=4, risk=risk_, samples=64, batch=9, nodes=20, freeze_bias=True))
+    generator = torch.Generator().manual_seed(0)
+    teacher, student, data, held_out, finer = build(config, generator)
+    assert len(student.V) == 2 and teacher.k == 1 and student.W.shape == (7, d)
+    assert [name for name, x in student.named_parameters() if x.requires_grad] == ["W"]
+    batches = [data(), data()] if risk_ == "sampled" else [data]
+    sizes = {"quadrature": len(held_out[0]), "sobol": 64, "sampled": 9}
+    assert all(len(x) == sizes[risk_] for x, _, _ in batches)
+    different = batches + [held_out] * (risk_ != "quadrature") + list(finer)
+    assert len({float(x[0, 0]) for x, _, _ in different}) == len(different)
+    for x, y, p in different:
+        assert torch.allclose(y, (x @ teacher.directions[0]).tanh()) and float(p.sum()) == pytest.approx(1)
