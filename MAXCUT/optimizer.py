@@ -11,17 +11,21 @@ vertex. Signs don't mind the scaling, so that the lemma holds for the scaled var
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
-from math import isfinite, log, pi, sqrt
+from math import hypot, isfinite, log, pi, sqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from scipy.special import owens_t
 from torch import Tensor
 
-from experiment import Checkpoint, State, random_state, restore_random_state
 from pgd import PGD, Certificate, certify
+from run import Descent, State
 from sdp import principal
 from utilities import Graph, cut_values, weighted_sums
+
+if TYPE_CHECKING:
+    from main import Config
 
 
 def disagreement(alpha: Tensor, beta: Tensor, r: Tensor) -> Tensor:
@@ -93,11 +97,11 @@ class Rounding:
 
     def expected_cut(self, V: Tensor, mu: Tensor) -> Tensor:
         """E[cut] = Σ w_ij D_ij in the weights' unit; exact, twice differentiable in V and mu."""
-        return _ExpectedCut.apply(V, mu, self)
+        return self.total * _Share.apply(V, mu, self)
 
     def objective(self, V: Tensor, mu: Tensor, lam: float) -> Tensor:
         """f = −E[cut] / Σ|w| + lam ‖V‖²_F; dimensionless."""
-        return lam * V.square().sum() - self.expected_cut(V, mu) / self.total
+        return lam * V.square().sum() - _Share.apply(V, mu, self)
 
     def _correlations(self, U: Tensor, X: Tensor) -> Tensor:
         """u_i·x_j of every edge, without a temporary of edges × k: (m,)."""
@@ -207,8 +211,8 @@ class Rounding:
         return torch.from_numpy(conditional_expectations(self.graph, best.cpu().numpy()))
 
 
-class _ExpectedCut(torch.autograd.Function):
-    """E[cut] for autograd, with the closed forms of its gradient and Hessian."""
+class _Share(torch.autograd.Function):
+    """E[cut] / Σ|w| for autograd, with the closed forms of its gradient and Hessian."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, V: Tensor, mu: Tensor, problem: Rounding) -> Tensor:
@@ -216,30 +220,30 @@ class _ExpectedCut(torch.autograd.Function):
         ctx.problem, graph = problem, problem.graph
         _, U, alpha = problem._standardized(V, mu)
         ends = alpha.index_select(0, graph.i), alpha.index_select(0, graph.j)
-        return (graph.w * disagreement(*ends, problem._correlations(U, U))).sum()
+        return (problem.w * disagreement(*ends, problem._correlations(U, U))).sum()
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        g_V, g_mu = _Gradient.apply(*ctx.saved_tensors, ctx.problem)
-        return grad * g_V, grad * g_mu, None
+        g_V, g_mu = _Slope.apply(*ctx.saved_tensors, ctx.problem)
+        return -grad * g_V, -grad * g_mu, None
 
 
-class _Gradient(torch.autograd.Function):
+class _Slope(torch.autograd.Function):
+    """∇ of −E[cut] / Σ|w| for autograd."""
+
     @staticmethod
     def forward(
         ctx: torch.autograd.function.FunctionCtx, V: Tensor, mu: Tensor, problem: Rounding
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(V, mu)
         ctx.problem, ctx.product = problem, None
-        g_V, g_mu = problem.gradient(V, mu, 0.0)
-        return -problem.total * g_V, -problem.total * g_mu
+        return problem.gradient(V, mu, 0.0)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, X: Tensor, m: Tensor) -> tuple[Tensor, Tensor, None]:
         ctx.product = ctx.product or ctx.problem.hessian(*ctx.saved_tensors)  # once for all directions
-        h_V, h_mu = ctx.product(X, m)
-        return -ctx.problem.total * h_V, -ctx.problem.total * h_mu, None
+        return *ctx.product(X, m), None
 
 
 def conditional_expectations(graph: Graph, s: np.ndarray) -> np.ndarray:
@@ -263,12 +267,9 @@ def conditional_expectations(graph: Graph, s: np.ndarray) -> np.ndarray:
         s[chosen] = np.where(field == 0, np.where(s < 0, -1, 1), -np.sign(field))[chosen]
 
 
-HISTORY = ("step", "expected_cut", "drawn_cut", "sigma", "gradient_norm", "objective", "lam")
-
-
 @dataclass
 class Result:
-    """What `derandomize` ends with."""
+    """What a descent ends with."""
 
     s: Tensor
     """(n,) sides ±1"""
@@ -288,150 +289,153 @@ class Result:
     """whether Ctrl-C ended the run"""
 
 
-def derandomize(
-    graph: Graph,
-    V: Tensor,
-    *,
-    epsilon: float = 0.03,
-    lam: float = 0.1,
-    growth: float = 50.0,
-    rank: int = 8,
-    steps: int = 1500,
-    lr: float = 0.15,
-    momentum: float = 0.9,
-    rho: float = 1e-6,
-    radius: float = 0.1,
-    patience: int = 50,
-    escape: str = "noise",
-    draws: int | None = None,
-    improve: Callable[[np.ndarray], np.ndarray] | None = None,
-    snapshots: int = 100,
-    generator: torch.Generator | None = None,
-    checkpoint: Checkpoint | None = None,
-    progress: Callable[[int, dict[str, list[float]]], None] = lambda step, history: None,
-) -> Result:
+SECONDS_PER_STEP = 1e-7
+"""times edges and twice the vertices, about, on one core: plans a descent with --seconds, the same for every run"""
+
+
+class Derandomization(Descent):
     """PGD on f from the SDP's vectors V and μ = 0, with λ growing from lam/growth to lam over the first 60 % of steps.
 
     At μ = 0 the gradient in μ vanishes for every V: the start is kicked off this saddle at once. While λ grows, f
-    changes under PGD and its stopping rule sleeps.
+    changes under PGD and its stopping rule sleeps. With `algorithm` 1 or 2 none of this: no momentum, λ constant, and
+    the first kick, or step along negative curvature, is where the rule asks for one.
 
     Args:
         graph: the graph.
         V: (n, k) unit vectors.
-        epsilon: see `Rounding`.
-        lam: λ at the end.
-        growth: factor by which λ grows.
-        rank: columns of V that are kept, its principal ones.
-        steps: at most so many.
-        lr, momentum, rho, radius, patience: see `PGD`.
-        escape: "noise" (Algorithm 1) or "curvature" (Algorithm 2).
-        draws: None for the exact gradient, else the number of sampled cuts a step.
-        improve: takes the cut that the run ended with, returns one at least as good, and PGD ends at an SOSP there.
-        snapshots: number of points in the history, about.
+        config: hyperparameters.
         generator: of all randomness.
-        checkpoint: keeps the state of the descent; a descent that it has is gone on with.
-        progress: called after every step with its number and the history so far.
-
-    Raises:
-        FloatingPointError: the gradient, or the objective at the end, is no longer finite.
     """
-    # Single precision nearly halves the time of a step on a large graph; on a small one it saves nothing.
-    exact = Rounding(graph, epsilon)
-    problem = exact.to(torch.float32) if graph.m > 10_000 else exact
-    V = (principal(V, rank).to(problem.w) * problem.root_d.to(problem.w)[:, None]).requires_grad_()
-    mu = torch.zeros_like(V[:, 0]).requires_grad_()
-    lam_t = lam
 
-    def objective() -> Tensor:
-        return exact.objective(V.double(), mu.double(), lam_t)
+    def __init__(self, graph: Graph, V: Tensor, config: "Config", generator: torch.Generator) -> None:
+        self.graph, self.config, self.pure = graph, config, config.algorithm != "default"
+        self.exact = Rounding(graph, config.epsilon)
+        # Single precision nearly halves the time of a step on a large graph; on a small one it saves nothing.
+        self.problem = self.exact.to(torch.float32) if graph.m > 10_000 else self.exact
+        root_d = self.problem.root_d.to(self.problem.w)
+        self.V = (principal(V, config.rank).to(root_d) * root_d[:, None]).requires_grad_()
+        self.mu = torch.zeros_like(root_d).requires_grad_()
+        steps = config.steps
+        if config.seconds is not None:  # of which the first descent shall take a fifth
+            steps = int(min(steps, max(300, config.seconds / 5 / SECONDS_PER_STEP / (graph.m + 2 * graph.n))))
+        super().__init__({"V": self.V, "mu": self.mu}, self._pgd(generator), steps, generator)
+        if not self.pure:
+            self.pgd.perturb()
+            self.kicks.append(0)
+
+    def _pgd(self, generator: torch.Generator) -> PGD:
+        c = self.config
+        second_order = self.objective if c.algorithm == "2" else None
+        momentum = 0.0 if self.pure else c.momentum
+        options = dict(momentum=momentum, patience=c.patience, objective=second_order, generator=generator)
+        return PGD([self.V, self.mu], lr=c.lr, rho=c.rho, radius=c.radius, **options)
+
+    @property
+    def ramp(self) -> int:
+        """Number of steps over which λ grows."""
+        return 0 if self.pure else max(1, round(0.6 * self.steps))
+
+    @property
+    def lam(self) -> float:
+        """λ at time t."""
+        growing = min(1.0, self.t / self.ramp) if self.ramp else 1.0
+        return self.config.lam * self.config.growth ** (growing - 1)
+
+    def objective(self) -> Tensor:
+        """f with the λ of time t."""
+        return self.exact.objective(self.V.double(), self.mu.double(), self.lam)
 
     @torch.no_grad()
-    def closure() -> Callable[[], Tensor]:
-        if draws is None:
-            V.grad, mu.grad = problem.gradient(V, mu, lam_t)
+    def _closure(self) -> Callable[[], Tensor]:
+        c, at = self.config, (self.V, self.mu, self.lam)
+        if c.gradient == "exact":
+            self.V.grad, self.mu.grad = self.problem.gradient(*at)
         else:
-            V.grad, mu.grad = problem.sampled_gradient(V, mu, lam_t, draws, generator)
-        return objective
+            self.V.grad, self.mu.grad = self.problem.sampled_gradient(*at, c.draws, self.generator)
+        return self.objective
 
-    def optimizer() -> PGD:
-        second_order = objective if escape == "curvature" else None
-        options = dict(rho=rho, radius=radius, momentum=momentum, patience=patience, objective=second_order)
-        return PGD([V, mu], lr=lr, generator=generator, **options)
+    def step(self) -> None:
+        """One step of PGD."""
+        self.pgd.param_groups[0]["rho"] = self.config.rho if self.t >= self.ramp else 0
+        self.pgd.step(self._closure)
 
-    pgd, checkpoint = optimizer(), checkpoint or Checkpoint()
-    pgd.perturb()
-    kicks, interrupted, step = [0], False, 0
-    history: dict[str, list[float]] = {name: [] for name in HISTORY}
-
-    def state() -> State:
-        tensors = dict(V=V.detach(), mu=mu.detach(), random=random_state(generator))
-        return dict(step=step, steps=steps, kicks=kicks, history=history, pgd=pgd.state_dict(), **tensors)
-
-    if (kept := checkpoint.resumed("descent")) is not None:
-        step, steps, kicks, history = kept["step"], kept["steps"], kept["kicks"], kept["history"]
-        pgd.load_state_dict(kept["pgd"])
-        restore_random_state(generator, kept["random"])
-        V.data, mu.data = kept["V"].to(V), kept["mu"].to(V)
-    ramp = max(1, round(0.6 * steps))
+    def due(self) -> bool:
+        """About a hundred times a run, or thirty where E[cut] takes as long as some steps."""
+        return self.t % max(1, self.steps // (100 if self.graph.m <= 10_000 else 30)) == 0
 
     @torch.no_grad()
-    def snapshot() -> None:
-        f, sigma = float(objective()), float(problem.lengths(V).max())
-        expected_cut = float(problem.total) * (lam_t * float(V.double().square().sum()) - f)
-        drawn_cut = float(cut_values(graph, problem.draw(V, mu, 1, generator)[0].sign()))
-        values = (step, expected_cut, drawn_cut, sigma, pgd.gradient_norm, f, lam_t)
-        for name, value in zip(HISTORY, values, strict=True):
-            history[name].append(value)
+    def row(self) -> dict[str, float]:
+        """See `Result.history`."""
+        V, mu, lam = self.V.double(), self.mu.double(), self.lam
+        expected_cut = float(self.exact.expected_cut(V, mu))
+        return {
+            "step": self.t,
+            "expected_cut": expected_cut,
+            "drawn_cut": float(cut_values(self.graph, self.exact.draw(V, mu, 1, self.generator)[0].sign())),
+            "sigma": float(self.exact.lengths(V).max()),
+            "gradient_norm": hypot(*(float(g.norm()) for g in self.exact.gradient(V, mu, lam))),
+            "objective": lam * float(V.square().sum()) - expected_cut / float(self.exact.total),
+            "lam": lam,
+        }
 
-    def descend() -> None:
-        pgd.step(closure)
-        if not isfinite(pgd.gradient_norm):
-            raise FloatingPointError(f"the gradient is {pgd.gradient_norm} at step {step}")
+    def says(self) -> str:
+        """For the progress bar."""
+        return f"E[cut] {self.history['expected_cut'][-1]:.6g}, σ {self.history['sigma'][-1]:.1e}"
 
-    try:
-        while step < steps and not pgd.converged:
-            lam_t = lam * growth ** (min(1, step / ramp) - 1)
-            pgd.param_groups[0]["rho"] = rho if step >= ramp else 0
-            descend()
-            if step % max(1, steps // snapshots) == 0:
-                snapshot()
-            step += 1
-            progress(step, history)
-            if pgd.perturbations > len(kicks):
-                kicks.append(step)
-            checkpoint.keep("descent", state)
-        checkpoint.keep("descent", state, finished=True)
-    except KeyboardInterrupt:
-        interrupted = True
-    lam_t = lam
-    closure()
-    snapshot()
-    with torch.no_grad():
-        s = problem.round(V.double(), mu.double(), generator=generator)
-        if improve is not None and not interrupted:
-            s = torch.from_numpy(improve(s.cpu().numpy())).to(s)
-            # Little of the randomness is left, and each sign is safe from it: PGD removes the rest.
-            V *= epsilon * problem.root_d.to(V)[:, None] / V.norm(dim=1, keepdim=True).clamp_min(1e-30)
-            mu.copy_(6 * problem.noise * s.to(problem.noise))
-            pgd = optimizer()
-            for _ in range(steps):
-                descend()
-                if pgd.converged:
-                    break
-    V, mu = (x.detach().double().requires_grad_() for x in (V, mu))
-    with torch.no_grad():
-        sigma, f = float(problem.lengths(V).max()), float(objective())
-    if not isfinite(f):
-        raise FloatingPointError(f"the objective is {f} at step {step}")
-    certificate = certify(objective, [V, mu], V, mu, lam, rho)
-    return Result(
-        s=s,
-        cut=float(cut_values(graph, s)),
-        sigma=sigma,
-        objective=f,
-        certificate=certificate,
-        history={name: np.array(values) for name, values in history.items()},
-        kicks=kicks,
-        steps=step,
-        interrupted=interrupted,
-    )
+    def state_dict(self) -> State:
+        """Also the planned steps, which follow from --seconds, and that may be more when the run goes on."""
+        return super().state_dict() | {"steps": self.steps}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where the descent was whose `state_dict` this is."""
+        super().load_state_dict(state)
+        self.steps = state["steps"]
+
+    @torch.no_grad()
+    def round(self) -> Tensor:
+        """One cut from where the descent is, no worse than its expected cut: (n,) sides ±1."""
+        return self.exact.round(self.V.double(), self.mu.double(), generator=self.generator)
+
+    @torch.no_grad()
+    def plant(self, s: Tensor) -> None:
+        """Put V and μ where the cut s is nearly certain, and let PGD remove the rest of the randomness.
+
+        Every cut, however bad, is an SOSP at V = 0 and large |μ|; of the search's cut this shows no more.
+        """
+        length = self.config.epsilon * self.problem.root_d.to(self.V)[:, None]
+        self.V *= length / self.V.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        self.mu.copy_(6 * self.problem.noise * s)
+        self.pgd = self._pgd(self.generator)
+        for _ in range(self.steps):
+            self.step()
+            if self.pgd.converged:
+                break
+
+    def result(self, s: Tensor | None = None) -> Result:
+        """The cut s, else that of `round`, and the certificate of where the descent is.
+
+        Raises:
+            FloatingPointError: the objective is not finite.
+        """
+        s = self.round() if s is None else s
+        V, mu = (x.detach().double().requires_grad_() for x in (self.V, self.mu))
+        lam = self.config.lam
+
+        def objective() -> Tensor:
+            return self.exact.objective(V, mu, lam)
+
+        with torch.no_grad():
+            f, sigma = float(objective()), float(self.exact.lengths(V).max())
+        if not isfinite(f):
+            raise FloatingPointError(f"the objective is {f} at step {self.t}")
+        return Result(
+            s=s,
+            cut=float(cut_values(self.graph, s)),
+            sigma=sigma,
+            objective=f,
+            certificate=certify(objective, [V, mu], V, mu, lam, self.config.rho),
+            history={name: np.array(values) for name, values in self.history.items()},
+            kicks=self.kicks,
+            steps=self.t,
+            interrupted=self.interrupted,
+        )

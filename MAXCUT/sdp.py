@@ -3,7 +3,6 @@
 The relaxation: maximize ½ Σ_{i<j} w_ij (1 − v_i·v_j) over unit vectors v_i; the v_i are the rows of V (n × k).
 """
 
-from collections.abc import Callable
 from math import ceil, sqrt
 
 import numpy as np
@@ -14,6 +13,7 @@ from scipy.linalg.lapack import dpotrf
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 from torch.nn.functional import normalize
+from tqdm import tqdm
 
 from utilities import Graph, cut_values, weighted_sums
 
@@ -28,7 +28,6 @@ def solve_sdp(
     tol: float = 3e-4,
     max_steps: int = 10_000,
     generator: torch.Generator | None = None,
-    progress: Callable[[float], None] = lambda residual: None,
 ) -> Tensor:
     """Vectors of the relaxation (Burer and Monteiro 2003), by accelerated projected gradient with restart.
 
@@ -42,7 +41,6 @@ def solve_sdp(
         tol: stops where the Riemannian gradient's norm is at most tol ‖W V‖_F.
         max_steps: stops there in any case.
         generator: of the random start.
-        progress: called with the relative gradient, every ten steps.
 
     Returns:
         V, (n, k) float32, unit rows.
@@ -59,7 +57,7 @@ def solve_sdp(
 
     V = normalize(torch.randn(n, rank, generator=generator, device=graph.w.device))
     Y, t = V.clone(), 1.0
-    for step in range(1, max_steps + 1):
+    for step in tqdm(range(1, max_steps + 1), desc="SDP", unit=" steps", disable=None, leave=False):
         # In place, because on large graphs new memory takes as long as the arithmetic.
         V_next = weighted_sums(*W, Y).neg_().addcmul_(majorizer, Y)
         V_next /= V_next.norm(dim=1, keepdim=True).clamp_min_(1e-30)
@@ -75,7 +73,6 @@ def solve_sdp(
         if step % 10 == 0:
             WV = weighted_sums(*W, V)
             residual = float((WV - (V * WV).sum(1, keepdim=True) * V).norm() / WV.norm())
-            progress(residual)
             if residual <= tol:
                 break
     return V
@@ -96,35 +93,31 @@ def upper_bound(graph: Graph, V: Tensor) -> tuple[float, str]:
     """A bound on every cut of the graph, from any unit vectors V, tight where V solves the relaxation.
 
     Weak duality: with y_i = −v_i·(W V)_i and S = W + Diag(y), every cut is at most
-    ½ Σ_{i<j} w_ij + ¼ (Σ_i y_i + n δ) for each δ with S + δI ⪰ 0. Lanczos proposes δ; a Cholesky factorization, dense
-    for up to `DENSE` vertices and sparse (qdldl) beyond where it fits, proves it, but for rounding errors, which a
-    small part of δ more than covers.
+    ½ Σ_{i<j} w_ij + ¼ (Σ_i y_i + n δ) for each δ with S + δI ⪰ 0. Lanczos proposes δ, a factorization proves it, where
+    one fits: one that succeeds in floating point on S + (δ − c)I, c = 2 n u tr with u the unit roundoff, proves
+    S + δI ⪰ 0 (Rump 2006); a δ that is refuted is doubled.
 
     Returns:
         The bound, and what stands behind it: "Cholesky", "LDL" (a proof) or "Lanczos" (that eigenvalue less its
         residual: right unless Lanczos' random start missed an eigenvector).
     """
-    unit = float(graph.w.abs().max())  # in which ARPACK's norms neither overflow nor underflow
-    W = graph.adjacency / unit
+    n, unit = graph.n, float(graph.w.abs().max())  # in which ARPACK's norms neither overflow nor underflow
+    W, identity = graph.adjacency / unit, sp.eye_array(n)
     V = V.double().cpu().numpy()
     y = -(V * (W @ V)).sum(1)
     S = W + sp.diags_array(y)
     # eigsh's tolerance is relative to the eigenvalue, which is near 0 here: the shift makes it relative to y.
     shift = 1e-2 * np.abs(y).mean()
-    start = np.random.default_rng(0).standard_normal(graph.n)
-    u = eigsh(S - shift * sp.eye_array(graph.n), k=1, which="SA", tol=1e-2, v0=start)[1][:, 0]
+    start = np.random.default_rng(0).standard_normal(n)
+    u = eigsh(S - shift * identity, k=1, which="SA", tol=1e-2, v0=start)[1][:, 0]
     Su = S @ u
-    delta = max(0.0, np.linalg.norm(Su - (u @ Su) * u) - u @ Su) + 1e-9 * np.abs(y).max()
-    proof = "Lanczos"
-    for _ in range(6):  # a δ that is refuted was too small
-        definite, way = positive_definite(S + delta * sp.eye_array(graph.n))
-        if definite is None:
-            break
-        if definite:
-            proof = way
-            break
+    delta = max(0.0, np.linalg.norm(Su - (u @ Su) * u) - u @ Su) + 1e-9 * max(1.0, np.abs(y).max())
+    definite, proof = positive_definite(S + delta * identity)
+    while definite is False:
         delta *= 2
-    return unit * float(W.sum() / 4 + (y.sum() + graph.n * delta) / 4), proof
+        definite, proof = positive_definite(S + delta * identity)
+    delta += n * np.finfo(float).eps * (np.abs(y).sum() + n * delta)  # c, for S + δI as it was factorized
+    return unit * float(W.sum() / 4 + (y.sum() + n * delta) / 4), proof
 
 
 DENSE = 4000
@@ -135,7 +128,7 @@ torus of so many takes a tenth of a second, and random graphs of more fill a den
 
 
 def positive_definite(S: sp.csr_array) -> tuple[bool | None, str]:
-    """Whether the symmetric matrix S is positive definite, by a factorization, and by which; None if it wouldn't fit.
+    """Whether the symmetric S is positive definite, and by which factorization; None, "Lanczos" if none would fit.
 
     Dense: Cholesky. Sparse: L D Lᵀ, where by Sylvester's law of inertia D has the signs of S's eigenvalues.
     """
@@ -143,7 +136,7 @@ def positive_definite(S: sp.csr_array) -> tuple[bool | None, str]:
     if n <= DENSE:
         return dpotrf(S.toarray(), lower=1, overwrite_a=1)[1] == 0, "Cholesky"
     if n > SPARSE or S.nnz > 5.5 * n:
-        return None, "none"
+        return None, "Lanczos"
     try:
         return bool((qdldl.Solver(sp.csc_matrix(sp.triu(S)), upper=True).factors()[1] > 0).all()), "LDL"
     except (RuntimeError, ValueError):  # a zero pivot

@@ -11,19 +11,24 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from math import floor
+from math import floor, inf
 from threading import Event, Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
+from tqdm import tqdm
 
-from experiment import Checkpoint, State, random_state, restore_random_state
-from optimizer import Result, Rounding, conditional_expectations, derandomize
+from optimizer import Rounding, conditional_expectations
 from pgd import PGD
+from run import Checkpoint, State
 from sdp import principal
 from utilities import Graph, cut_values
+
+if TYPE_CHECKING:
+    from main import Config
 
 MEMORY, KICK = (0.2, 0.6), (0.2, 0.8)
 """ranges that c and κ are drawn from, beside vectors of length 1"""
@@ -34,8 +39,6 @@ LAM, GROWTH, FRESH_GROWTH = 0.1, 25.0, 50.0
 """λ at the end of a descent, and the factor by which it grows"""
 BATCH_EDGES = 20_000
 """Small graphs are descended on in batches of so many edges: PyTorch's calls take longer than their work on fewer."""
-SECONDS_PER_STEP = 1e-7
-"""times edges and twice the vertices, about, on one core: plans the first descent, the same for every run"""
 
 
 def unite(graph: Graph, s: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -88,7 +91,7 @@ def two_flips(graph: Graph, s: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Search:
-    """Cuts found so far, and how the best one grew. `search` makes one and runs it."""
+    """The cuts of a search, and how the best one grew."""
 
     graph: Graph
     s: list[np.ndarray]
@@ -102,6 +105,10 @@ class Search:
     """to what"""
     interrupted: bool = False
     """whether Ctrl-C ended the search"""
+
+    def best_cut(self) -> np.ndarray:
+        """Sides (n,) of ±1 of the best cut."""
+        return self.s[int(np.argmax(self.cuts))]
 
     def add(self, s: np.ndarray, parent: int | None, elapsed: float) -> None:
         """Take in the cut s of a descent from the cut `parent`, or from none."""
@@ -118,128 +125,164 @@ class Search:
         elif cut >= self.cuts[parent] and not any(abs(s @ other) == self.graph.n for other in self.s):
             self.s[parent], self.cuts[parent] = s, cut
 
+    def state_dict(self) -> State:
+        """All of it, for a checkpoint."""
+        sides = torch.from_numpy(np.array(self.s, dtype=np.int8))
+        return dict(s=sides, cuts=self.cuts, descents=self.descents, seconds=self.seconds, best=self.best)
 
-def descend(
-    problem: Rounding, V: Tensor, mu: Tensor, steps: int, growth: float, over: Callable[[], bool]
-) -> tuple[Tensor, Tensor] | None:
-    """V and μ after so many steps of PGD in which λ grows by `growth`; None if it was over before."""
-    lam = LAM
-
-    def closure() -> Tensor:
-        V.grad, mu.grad = problem.gradient(V, mu, lam)
-        return mu
-
-    pgd = PGD([V, mu], lr=LR, rho=0, radius=0, momentum=MOMENTUM)
-    for step in range(steps):
-        lam = LAM * growth ** (min(1, step / (0.9 * steps)) - 1)
-        pgd.step(closure)
-        if over():
-            return None
-    return V, mu
+    def load_state_dict(self, state: State) -> None:
+        """Go on with the search whose `state_dict` this is."""
+        self.s = list(state["s"].numpy().astype(np.float64))
+        self.cuts, self.descents, self.seconds, self.best = (
+            state[name] for name in ("cuts", "descents", "seconds", "best")
+        )
 
 
-def search(
-    graph: Graph,
-    V: Tensor,
-    s: np.ndarray,
-    seconds: float,
-    since: float,
-    *,
-    ceiling: float = float("inf"),
-    epsilon: float = 0.03,
-    rank: int = 8,
-    workers: int = 1,
-    generator: torch.Generator | None = None,
-    checkpoint: Checkpoint | None = None,
-    progress: Callable[[float, float], None] = lambda elapsed, best: None,
-) -> Search:
-    """Descend from reheated cuts until `seconds` after `since`, until the ceiling is reached, or until Ctrl-C.
+class Reheating:
+    """Descents from cuts that a search has kept, in batches of copies of the graph, side by side in threads.
 
     Args:
         graph: the graph.
         V: (n, k) unit vectors, the SDP's.
-        s: (n,) sides ±1, the cut to begin with.
-        seconds: when to stop.
-        since: `time.perf_counter()` at the start of the run.
-        ceiling: a bound on every cut; a cut that reaches it ends the search.
-        epsilon, rank: as in `optimizer.derandomize`.
-        workers: threads that descend side by side. With one, the descents are always the same, and only their number
-            depends on the machine.
+        found: the search.
+        config: hyperparameters.
         generator: of all randomness.
-        checkpoint: keeps the state of the search; a search that it has is gone on with.
-        progress: called after every descent with the seconds gone and the best cut.
+        over: whether the search is to end.
+        checkpoint: keeps the state of the search.
     """
-    device, copies = graph.w.device, max(1, BATCH_EDGES // graph.m)
-    problem = Rounding(graph.copies(copies), epsilon, torch.float32)
-    root_d = problem.root_d.float()
-    V = principal(V, rank).float()
-    found = Search(graph, [s], [float(cut_values(graph, torch.from_numpy(s).to(device)))])
-    found.seconds, found.best = [time.perf_counter() - since], list(found.cuts)
-    stop, lock, checkpoint = Event(), Lock(), checkpoint or Checkpoint()
 
-    def state() -> State:
-        """Of the search between two descents; of those that other threads are in nothing is kept."""
-        sides = torch.from_numpy(np.array(found.s, dtype=np.int8))
-        numbers = dict(cuts=found.cuts, descents=found.descents, seconds=found.seconds, best=found.best)
-        return dict(s=sides, random=random_state(generator), **numbers)
+    def __init__(
+        self,
+        graph: Graph,
+        V: Tensor,
+        found: Search,
+        config: "Config",
+        generator: torch.Generator,
+        over: Callable[[], bool],
+        checkpoint: Checkpoint,
+    ) -> None:
+        self.graph, self.copies = graph, max(1, BATCH_EDGES // graph.m)
+        self.problem = Rounding(graph.copies(self.copies), config.epsilon, torch.float32)
+        self.root_d = self.problem.root_d.float()
+        self.V = principal(V, config.rank).float()
+        self.found, self.generator, self.over, self.checkpoint = found, generator, over, checkpoint
+        self.lock = Lock()
+        if (kept := checkpoint.resumed("search")) is not None:
+            found.load_state_dict(kept)
+            generator.set_state(kept["random"])
 
-    if (kept := checkpoint.resumed("search")) is not None:
-        found.s = list(kept["s"].numpy().astype(np.float64))
-        found.cuts, found.descents = kept["cuts"], kept["descents"]
-        found.seconds, found.best = kept["seconds"], kept["best"]
-        restore_random_state(generator, kept["random"])
+    def state_dict(self) -> State:
+        """The search between two descents; of those that other threads are in nothing is kept."""
+        return self.found.state_dict() | {"random": self.generator.get_state()}
 
-    def over() -> bool:
-        return stop.is_set() or time.perf_counter() - since > seconds or max(found.cuts) >= ceiling
+    def _draw(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.V.device)
 
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device)
-
-    def start() -> tuple[list[int | None], Tensor, Tensor]:
+    def start(self) -> tuple[list[int | None], Tensor, Tensor]:
         """Parents, V and μ of a batch; a parent is the better of two, remembered alone or with a third."""
+        found, (n, k) = self.found, (self.graph.n, self.V.shape[1])
         fresh = len(found.s) < 0.5 * found.descents**0.5
         parents, mus, Vs = [], [], []
-        for _ in range(copies):
-            c, kappa, *u = torch.rand(6, generator=generator, device=device).tolist()
+        for _ in range(self.copies):
+            c, kappa, *u = torch.rand(6, generator=self.generator, device=self.V.device).tolist()
             kappa = KICK[0] + kappa * (KICK[1] - KICK[0])
             if fresh:
-                parent, mu = None, 0.05 * kappa * draw(graph.n)
+                parent, mu = None, 0.05 * kappa * self._draw(n)
             else:
                 one, two, third = (int(len(found.s) * x) for x in u[:3])
                 parent = max(one, two, key=lambda member: found.cuts[member])
                 memory, other = found.s[parent], found.s[third if u[3] < 0.5 else parent]
                 memory = (memory + (other if memory @ other >= 0 else -other)) / 2
                 c = MEMORY[0] + c * (MEMORY[1] - MEMORY[0])
-                mu = c * torch.from_numpy(memory).to(root_d) + kappa * draw(graph.n)
+                mu = c * torch.from_numpy(memory).to(self.V) + kappa * self._draw(n)
             parents.append(parent)
             mus.append(mu)
-            Vs.append(V @ torch.linalg.qr(draw(V.shape[1], V.shape[1]))[0])
-        return parents, torch.cat(Vs) * root_d[:, None], torch.cat(mus) * root_d
+            Vs.append(self.V @ torch.linalg.qr(self._draw(k, k))[0])
+        return parents, torch.cat(Vs) * self.root_d[:, None], torch.cat(mus) * self.root_d
+
+    def descend(self, V: Tensor, mu: Tensor, steps: int, growth: float) -> np.ndarray | None:
+        """Means of the sides, (copies, n), after so many steps of PGD in which λ grows; None if it was over before."""
+        lam = LAM
+
+        def closure() -> Tensor:
+            V.grad, mu.grad = self.problem.gradient(V, mu, lam)
+            return mu
+
+        pgd = PGD([V, mu], lr=LR, rho=0, radius=0, momentum=MOMENTUM)
+        for step in range(steps):
+            lam = LAM * growth ** (min(1, step / (0.9 * steps)) - 1)
+            pgd.step(closure)
+            if self.over():
+                return None
+        return self.problem.means(V, mu).cpu().numpy().reshape(self.copies, -1)
 
     @torch.no_grad()
-    def work() -> None:
+    def work(self, progress: Callable[[], float]) -> None:
+        """Descend until it is over; `progress` shows how far the search is, and returns the seconds gone."""
         torch.set_flush_denormal(True)  # it is each thread's own
-        while not over():
-            with lock:
-                parents, V, mu = start()
-            steps, growth = (FRESH_STEPS, FRESH_GROWTH) if parents[0] is None else (STEPS, GROWTH)
-            end = descend(problem, V, mu, steps, growth, over)
-            if end is None:
+        while not self.over():
+            with self.lock:
+                parents, V, mu = self.start()
+            plan = (FRESH_STEPS, FRESH_GROWTH) if parents[0] is None else (STEPS, GROWTH)
+            means = self.descend(V, mu, *plan)
+            if means is None:
                 return
-            for parent, mean in zip(parents, problem.means(*end).cpu().numpy().reshape(copies, -1), strict=True):
-                cut = two_flips(graph, mean)
-                with lock:
-                    elapsed = time.perf_counter() - since
-                    found.add(cut, parent, elapsed)
-                    progress(elapsed, found.best[-1])
-            with lock:
-                checkpoint.keep("search", state)
+            for parent, mean in zip(parents, means, strict=True):
+                cut = two_flips(self.graph, mean)
+                with self.lock:
+                    self.found.add(cut, parent, progress())
+            with self.lock:
+                self.checkpoint.keep("search", self.state_dict)
 
+
+def search(
+    graph: Graph,
+    V: Tensor,
+    s: Tensor,
+    config: "Config",
+    generator: torch.Generator,
+    since: float,
+    bound: float = inf,
+    workers: int = 1,
+    checkpoint: Checkpoint | None = None,
+) -> Search:
+    """Descend from reheated cuts until config.seconds after `since`, until the bound is reached, or until Ctrl-C.
+
+    Args:
+        graph: the graph.
+        V: (n, k) unit vectors, the SDP's.
+        s: (n,) sides ±1, the cut to begin with.
+        config: hyperparameters; `seconds` is when to stop.
+        generator: of all randomness.
+        since: `time.perf_counter()` at the start of the run.
+        bound: on every cut; a cut that reaches it, or its whole part where the weights are whole, ends the search.
+        workers: threads that descend side by side. With one, the descents are always the same, and only their number
+            depends on the machine.
+        checkpoint: keeps the state of the search; a search that it has is gone on with.
+    """
+    checkpoint, stop, cut = checkpoint or Checkpoint(), Event(), float(cut_values(graph, s))
+    found = Search(graph, [s.cpu().numpy()], [cut], seconds=[time.perf_counter() - since], best=[cut])
+    whole = bound < inf and bool((graph.w == graph.w.round()).all())
+    ceiling = floor(bound * (1 + 1e-9)) if whole else bound
+
+    def over() -> bool:
+        return stop.is_set() or time.perf_counter() - since > config.seconds or max(found.cuts) >= ceiling
+
+    def progress() -> float:
+        elapsed = time.perf_counter() - since
+        bar.set_postfix_str(f"cut {found.best[-1]:.10g}", refresh=False)
+        bar.update(round(elapsed, 1) - bar.n)
+        return elapsed
+
+    reheating = Reheating(graph, V, found, config, generator, over, checkpoint)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the workers are the parallelism; threads within a step would wait for each other
-    with ThreadPoolExecutor(workers) as pool:
+    with (
+        tqdm(desc="search", total=config.seconds, unit="s", disable=None, leave=False) as bar,
+        ThreadPoolExecutor(workers) as pool,
+    ):
         try:
-            for worker in [pool.submit(work) for _ in range(workers)]:
+            for worker in [pool.submit(reheating.work, progress) for _ in range(workers)]:
                 worker.result()
         except KeyboardInterrupt:
             found.interrupted = True
@@ -247,70 +290,5 @@ def search(
             stop.set()
     torch.set_num_threads(threads)
     if not found.interrupted:
-        checkpoint.keep("search", state, finished=True)
+        checkpoint.keep("search", reheating.state_dict, finished=True)
     return found
-
-
-def derandomize_within(
-    graph: Graph,
-    V: Tensor,
-    seconds: float,
-    since: float,
-    bound: float,
-    *,
-    steps: int = 1500,
-    epsilon: float = 0.03,
-    rank: int = 8,
-    workers: int = 1,
-    generator: torch.Generator | None = None,
-    checkpoint: Checkpoint | None = None,
-    searching: Callable[[float, float], None] = lambda elapsed, best: None,
-    **hyperparameters: object,
-) -> tuple[Result, Search | None]:
-    """`optimizer.derandomize`, `search` from its cut until the seconds are over, and an SOSP at the best cut found.
-
-    Args:
-        graph, V, seconds, since, epsilon, rank, workers, generator, checkpoint: as in `search`.
-        bound: on every cut; a cut that reaches it, or its whole part where the weights are whole, ends the search.
-        steps: of the first descent, at most; fewer where it would take more than a fifth of the time, but not fewer
-            than 300.
-        searching: `progress` of the search.
-        hyperparameters: further ones of `derandomize`.
-
-    Returns:
-        The result, and the search; None instead where Ctrl-C came before it.
-    """
-    found: Search | None = None
-    whole = bool((graph.w == graph.w.round()).all())
-
-    def improve(s: np.ndarray) -> np.ndarray:
-        nonlocal found
-        found = search(
-            graph,
-            V,
-            s,
-            seconds,
-            since,
-            ceiling=floor(bound * (1 + 1e-9)) if whole else bound,
-            epsilon=epsilon,
-            rank=rank,
-            workers=workers,
-            generator=generator,
-            checkpoint=checkpoint,
-            progress=searching,
-        )
-        return found.s[int(np.argmax(found.cuts))]
-
-    affordable = seconds / 5 / SECONDS_PER_STEP / (graph.m + 2 * graph.n)
-    result = derandomize(
-        graph,
-        V,
-        steps=int(min(steps, max(300, affordable))),
-        epsilon=epsilon,
-        rank=rank,
-        improve=improve,
-        generator=generator,
-        checkpoint=checkpoint,
-        **hyperparameters,
-    )
-    return result, found

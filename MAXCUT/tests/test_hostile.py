@@ -15,9 +15,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import style
+import run as housekeeping
 from main import Config, main
-from optimizer import Rounding, derandomize, disagreement
+from optimizer import Derandomization, Rounding, disagreement
 from sdp import goemans_williamson, sdp_value, solve_sdp, upper_bound
 from utilities import MAX_TOTAL, Graph, cut_values, exact_maxcut, make_graph, random_graph, read_graph
 
@@ -242,7 +242,7 @@ HOSTILE = {
     "rho": FLOATS,
     "radius": FLOATS,
     "patience": st.integers(-3, 40) | HUGE,
-    "escape": st.sampled_from(["noise", "curvature"]),
+    "algorithm": st.sampled_from(["default", "1", "2"]),
     "rank": st.integers(-3, 40) | HUGE,
     "seconds": FLOATS.filter(lambda x: not 0.1 < x < math.inf),
     "roundings": st.integers(-3, 40) | HUGE,
@@ -250,7 +250,6 @@ HOSTILE = {
     "device": st.sampled_from(["", "cpu:0", "cpu:7", "meta", "hpu", "é", "a\nb", "\0", "cuda:999"])
     | st.text(max_size=5),
     "checkpoint": st.sampled_from(PATHS[:7]),
-    "resume": st.sampled_from([*PATHS, __file__]),
     "out": st.sampled_from(["/dev/null", "/dev/null/x", "\0", "x" * 300]),
 }
 FIGURES = {f"{name}.{kind}" for name in ("fig4_cut", "fig5_sigma", "saddle", "graph") for kind in ("png", "pdf")}
@@ -272,10 +271,9 @@ def is_whole(out: Path) -> None:
         assert len(history["step"]) == len(history["objective"]) >= 1
 
 
-def is_refused(out: Path, stderr: str) -> None:
-    """In one line that a person can read, and nothing is written."""
-    assert stderr.startswith("error: ") and len(stderr.splitlines()) == 1 and len(stderr) > 15
-    assert not out.is_dir() or not any(out.iterdir())
+def is_empty(out: Path) -> bool:
+    """Nothing is written."""
+    return not out.is_dir() or not any(out.iterdir())
 
 
 def test_every_field_is_tried():
@@ -283,31 +281,30 @@ def test_every_field_is_tried():
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@settings(max_examples=12, suppress_health_check=SAME_FOLDER)
+@settings(max_examples=10, suppress_health_check=SAME_FOLDER)
 @given(data=st.data())
 def test_hostile_flags(tmp_path_factory, monkeypatch, capsys, name, data):
     # Drawing takes most of a tiny run's time and doesn't depend on most flags.
-    monkeypatch.setattr(
-        style, "save", lambda figure, folder, name: [(folder / f"{name}.{kind}").touch() for kind in ("png", "pdf")]
-    )
+    def touch(figure: object, folder: Path, name: str) -> None:
+        for kind in ("png", "pdf"):
+            (folder / f"{name}.{kind}").touch()
+
+    monkeypatch.setattr(housekeeping, "save_figure", touch)
     monkeypatch.chdir(folder := tmp_path_factory.mktemp("run"))
     other = data.draw(st.sampled_from([name, *HOSTILE]))
     values = {field: data.draw(HOSTILE[field]) for field in {name, other}}
-    for field in values.keys() & {"graph", "checkpoint", "resume", "out"}:
+    for field in values.keys() & {"graph", "checkpoint", "out"}:
         values[field] = Path(values[field])
     out = values.get("out", folder / "out")
     try:
-        status = main(Config(**(vars(TINY) | {"out": out} | values)))
+        main(Config(**(vars(TINY) | {"out": out} | values)))
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:  # what ends in one line and status 2
+        assert len(str(error)) > 5 and ("out" in values or is_empty(out))
+    else:
+        assert capsys.readouterr().err == ""
+        is_whole(out)
     finally:
         torch.set_flush_denormal(False)
-    stderr = capsys.readouterr().err
-    if status == 0:
-        assert stderr == ""
-        is_whole(out)
-    else:
-        assert status == 2
-        if "out" not in values:
-            is_refused(out, stderr)
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess:
@@ -332,16 +329,16 @@ def test_vertex_names_of_the_world_and_huge_weights(tmp_path):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--lr", "1e9"], "--lr 1e+09; try --lr 1e+08"),
-        (["--rho", "1e400"], "--rho is inf"),
-        (["--n", "1" + "0" * 30], "vertices"),
+        (["--lr", "1e9"], "try --lr 1e+08"),
+        (["--rho", "1e400"], "rho"),
+        (["--n", "99999999"], "this program takes"),
         (["--graph", sys.executable], sys.executable),
     ],
 )
 def test_refusals_at_the_prompt(tmp_path, words, said):
     done = run(*words, "--out", tmp_path / "out")
-    assert done.returncode == 2 and done.stdout == "" and said in done.stderr
-    is_refused(tmp_path / "out", done.stderr)
+    assert done.returncode == 2 and said in done.stdout + done.stderr and "Traceback" not in done.stderr
+    assert is_empty(tmp_path / "out")
 
 
 # --- the objective ----------------------------------------------------------------------------------------------------
@@ -477,12 +474,13 @@ def test_steins_identity_as_the_randomness_vanishes(length, epsilon):
 
 
 @EVERY_GRAPH
-@pytest.mark.parametrize("escape", ["noise", "curvature"])
-def test_every_step_of_a_run_on_extreme_graphs(graph, escape):
+@pytest.mark.parametrize("algorithm", ["default", "2"])
+def test_every_step_of_a_run_on_extreme_graphs(graph, algorithm):
     generator = torch.Generator().manual_seed(0)
     V = solve_sdp(graph, generator=generator)
     bound, rounded = upper_bound(graph, V)[0], goemans_williamson(graph, V, 20, generator)
-    result = derandomize(graph, V, steps=150, escape=escape, snapshots=3, generator=generator)
+    config = Config(steps=150, algorithm=algorithm)
+    result = Derandomization(graph, V, config, generator).run().result()
     optimum = max(float(graph.w[graph.w > 0].sum()), 0.0) if graph.n > 25 else exact_maxcut(graph)[0]
     size = 1e-6 * float(graph.w.abs().sum())
     assert result.cut == pytest.approx(optimum, rel=1e-12) and rounded.isfinite().all()
@@ -493,12 +491,13 @@ def test_every_step_of_a_run_on_extreme_graphs(graph, escape):
     assert all(np.isfinite(values).all() for values in result.history.values())
 
 
-@pytest.mark.parametrize("wrong", [dict(lr=1e9), dict(lam=1e9), dict(radius=1e200)])
+@pytest.mark.parametrize("wrong", [dict(lr=1e9), dict(lam=1e9)])
 def test_runs_that_diverge_say_so(wrong):
     graph = random_graph(6, 0.6, 1)
-    V = solve_sdp(graph, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    V = solve_sdp(graph, generator=generator)
     with pytest.raises(FloatingPointError, match="at step"):
-        derandomize(graph, V, steps=300, **wrong)
+        Derandomization(graph, V, Config(steps=300, **wrong), generator).run().result()
 
 
 def test_dense_random_graphs_are_made_in_time():

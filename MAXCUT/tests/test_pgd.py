@@ -140,9 +140,10 @@ def test_lambda_min_agrees_with_the_dense_hessian(n):
 
     dense = torch.autograd.functional.hessian(lambda y: (torch.tanh(A @ y) ** 2).sum() + (y**3).sum() / 3, x)
     exact, vectors = torch.linalg.eigh(dense)
-    value, (vector,) = lambda_min(f, [x])
+    value, direction = lambda_min(f, [x])
+    (vector,) = direction()
     width = float(exact[-1] - exact[0])
-    assert exact[0] - 1e-2 * width <= value <= exact[0] + 1e-8 * width  # cautious: never above
+    assert exact[0] - 1e-2 * width - 1e-11 <= value <= exact[0] + 1e-8 * width  # cautious: never above
     assert abs(vector @ vectors[:, 0]) > 0.99 and vector.norm() == pytest.approx(1)
 
 
@@ -160,7 +161,8 @@ def test_lambda_min_finds_one_small_negative_eigenvalue_of_a_wide_spectrum(n, pr
             y = x - 2 * mirrors @ (mirrors.T @ x)
             return curvatures @ y.square() / 2
 
-        value, (u,) = lambda_min(f, [x], accuracy=1e-4)
+        value, ritz_vector = lambda_min(f, [x], accuracy=1e-4)
+        (u,) = ritz_vector()
         assert planted - 1.1e-4 <= value <= planted + 1e-9
         direction = u - 2 * mirrors @ (mirrors.T @ u)
         assert abs(direction[100]) > 0.99
@@ -189,7 +191,8 @@ def test_the_lipschitz_constant_of_a_cubic():
 
 def test_lambda_min_takes_several_tensors_and_the_degenerate_cases():
     a, b = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor(3.0, requires_grad=True)
-    value, (u, v) = lambda_min(lambda: (a**2).sum() - 2 * b**2, [a, b])
+    value, direction = lambda_min(lambda: (a**2).sum() - 2 * b**2, [a, b])
+    u, v = direction()
     assert value == pytest.approx(-4, abs=1e-8) and abs(float(v)) == pytest.approx(1) and u.shape == (2,)
     assert lambda_min(lambda: a.sum() + 0 * b, [a, b])[0] == 0  # linear
     assert lambda_min(lambda: (b**2 + a.sum()) ** 1, [a])[0] == 0

@@ -115,6 +115,6 @@ def test_a_bound_that_a_factorization_refutes_is_raised(monkeypatch):
             patch.setattr(sdp, "eigsh", lambda *_, **__: (None, vectors[:, 1:2]))  # the second instead
             missed, way = upper_bound(graph, V)
             assert way == proof and missed >= exact
-            patch.setattr(sdp, "positive_definite", lambda S: (None, "none"))
+            patch.setattr(sdp, "positive_definite", lambda S: (None, "Lanczos"))
             blind, way = upper_bound(graph, V)
             assert way == "Lanczos" and blind < exact

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import search as module
-from experiment import Checkpoint
+from main import Config
+from optimizer import Derandomization
+from run import Checkpoint
 from sdp import solve_sdp, upper_bound
-from search import Search, derandomize_within, search, two_flips, unite
-from utilities import cut_values, exact_maxcut, from_networkx, make_graph, random_graph
+from search import Search, search, two_flips, unite
+from utilities import Graph, cut_values, exact_maxcut, from_networkx, make_graph, random_graph
 
 
 def value(graph, s) -> float:
@@ -59,51 +61,61 @@ def test_a_batch_of_copies_is_as_many_graphs():
     assert (three.adjacency[20:40, 20:40] != graph.adjacency).nnz == 0
 
 
+def start(graph: Graph) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
+    """The relaxation's vectors, the cut of nothing, and a random source."""
+    generator = torch.Generator().manual_seed(0)
+    return solve_sdp(graph, generator=generator), torch.ones(graph.n, dtype=torch.float64), generator
+
+
 @pytest.mark.parametrize("batch_edges", [1, 3000])
 def test_the_search_finds_the_optimum_and_stops_at_a_ceiling(batch_edges, monkeypatch):
     monkeypatch.setattr(module, "BATCH_EDGES", batch_edges)
     graph = random_graph(22, 0.5, 3)
     optimum = exact_maxcut(graph)[0]
-    V = solve_sdp(graph, generator=torch.Generator().manual_seed(0))
-    generator, since = torch.Generator().manual_seed(0), time.perf_counter()
-    found = search(graph, V, np.ones(22), 60, since, ceiling=optimum, workers=2, generator=generator)
-    assert max(found.cuts) == optimum == found.best[-1] and found.descents >= 1
+    (V, s, generator), since = start(graph), time.perf_counter()
+    found = search(graph, V, s, Config(seconds=60), generator, since, optimum + 0.9, workers=2)  # weights are whole
+    assert max(found.cuts) == optimum == found.best[-1] == value(graph, found.best_cut()) and found.descents >= 1
     assert time.perf_counter() - since < 30  # it stopped because of the ceiling
     assert found.best == sorted(found.best) and found.seconds == sorted(found.seconds)
     assert found.cuts == [value(graph, s) for s in found.s]
 
 
-def test_it_ends_when_the_time_is_over_at_an_sosp_no_worse_than_the_first_descents():
+def test_it_ends_when_the_time_is_over_and_pgd_at_an_sosp_there():
     graph = random_graph(200, 0.1, 1)
-    since, generator = time.perf_counter(), torch.Generator().manual_seed(0)
-    V = solve_sdp(graph, generator=generator)
+    (V, _, generator), config = start(graph), Config(seconds=2.5)
+    descent = Derandomization(graph, V, config, generator).run()
     bound = upper_bound(graph, V)[0]
-    result, found = derandomize_within(graph, V, 4.0, since, bound, generator=generator)
+    found = search(graph, V, descent.round(), config, generator, time.perf_counter(), bound)
+    s = torch.from_numpy(found.best_cut())
+    descent.plant(s)
+    result = descent.result(s)
     assert result.cut == max(found.cuts) >= found.best[0] and value(graph, result.s) == result.cut <= bound
-    assert result.certificate.is_sosp and result.sigma < 1e-3
-    assert found.descents >= 1
+    assert result.certificate.is_sosp and result.sigma < 1e-3 and found.descents >= 1
+    assert torch.equal(descent.mu.sign(), s)  # PGD has not left the cut
+    assert result.history["expected_cut"][-1] <= found.best[0]  # of the first descent, before the search
 
 
 def test_a_resumed_search_makes_the_same_descents(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BATCH_EDGES", 1)
-    graph = random_graph(100, 0.15, 1)
-    V = solve_sdp(graph, generator=torch.Generator().manual_seed(0))
-    file = tmp_path / "search.pt"
+    graph, config = random_graph(100, 0.15, 1), Config(seconds=60)
+    V, s, _ = start(graph)
+    file, add = tmp_path / "search.pt", Search.add
 
     def searched(descents: int, checkpoint: Checkpoint) -> Search:
         count = []
 
-        def progress(elapsed: float, best: float) -> None:
-            count.append(best)
+        def counted(found: Search, *arguments: object) -> None:
+            add(found, *arguments)
+            count.append(1)
             if len(count) == descents:
                 raise KeyboardInterrupt
 
+        monkeypatch.setattr(Search, "add", counted)
         generator = torch.Generator().manual_seed(0)
-        options = dict(generator=generator, checkpoint=checkpoint, progress=progress)
-        return search(graph, V, np.ones(100), 60, time.perf_counter(), **options)
+        return search(graph, V, s, config, generator, time.perf_counter(), checkpoint=checkpoint)
 
     whole = searched(40, Checkpoint())
-    searched(20, Checkpoint(file))
-    resumed = searched(40 - torch.load(file)["parts"]["search"]["descents"], Checkpoint(resume=file))
+    searched(20, Checkpoint(file, config))
+    resumed = searched(40 - torch.load(file)["parts"]["search"]["descents"], Checkpoint(file, config))
     assert whole.descents == resumed.descents == 40 and whole.best == resumed.best and whole.cuts == resumed.cuts
     assert all((s == t).all() for s, t in zip(whole.s, resumed.s, strict=True))

@@ -8,15 +8,16 @@ from torch.autograd.functional import jacobian
 from torch.nn.functional import normalize
 
 import optimizer
-from optimizer import derandomize
+from main import Config
+from optimizer import Derandomization
 from pgd import Certificate
 from utilities import Graph, cut_values, exact_maxcut, make_graph
 
 PROBLEMS, CHUNKS = 1000, 4
 
 
-def problem(number: int) -> tuple[Graph, Tensor, dict]:
-    """Graph, unit vectors and hyperparameters of the random problem with this number."""
+def problem(number: int) -> tuple[Graph, Tensor, Config, torch.Generator]:
+    """Graph, unit vectors, hyperparameters and random source of the random problem with this number."""
     rng = np.random.default_rng([number, 7])
     n = int(rng.integers(2, 7))
     i, j = np.triu_indices(n, 1)
@@ -27,7 +28,7 @@ def problem(number: int) -> tuple[Graph, Tensor, dict]:
     generator = torch.Generator().manual_seed(number)
     V = normalize(torch.randn(n, int(rng.integers(1, 6)), generator=generator))
     epsilon, lam = 10 ** rng.uniform(-1.3, 0), 10 ** rng.uniform(*((-0.7, 0.5) if rng.random() < 0.9 else (-4, -0.7)))
-    options = dict(
+    config = Config(
         epsilon=epsilon,
         lam=lam,
         growth=float(rng.choice([1, 1, 10])),
@@ -38,10 +39,11 @@ def problem(number: int) -> tuple[Graph, Tensor, dict]:
         rho=10 ** rng.uniform(-4, -1.5),
         radius=10 ** rng.uniform(-3, -0.5),
         patience=int(rng.integers(5, 20)),
-        escape="curvature" if rng.random() < 0.2 else "noise",
-        draws=8 if rng.random() < 0.05 else None,
+        algorithm="2" if rng.random() < 0.2 else "default",
+        gradient="sampled" if rng.random() < 0.05 else "exact",
+        draws=8,
     )
-    return graph, V, options | dict(snapshots=1, generator=generator)
+    return graph, V, config, generator
 
 
 def dense(graph: Graph, epsilon: float, lam: float, V: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,8 +76,18 @@ def dense(graph: Graph, epsilon: float, lam: float, V: Tensor, mu: Tensor) -> tu
     return gradient(x).detach(), jacobian(gradient, x, vectorize=True)
 
 
+def test_some_certificates_are_the_dense_hessians(monkeypatch):
+    check(range(0, PROBLEMS, 12), monkeypatch)
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_every_certificate_is_the_dense_hessians(chunk, monkeypatch):
+    check(range(chunk, PROBLEMS, CHUNKS), monkeypatch)
+
+
+def check(numbers: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The certificates of the problems with these numbers."""
     ends: list[tuple[Tensor, Tensor, Certificate]] = []
 
     def certify(objective, params, *rest):
@@ -84,14 +96,14 @@ def test_every_certificate_is_the_dense_hessians(chunk, monkeypatch):
 
     certificate = optimizer.certify
     monkeypatch.setattr(optimizer, "certify", certify)
-    claims, optimal, numbers = 0, 0, range(chunk, PROBLEMS, CHUNKS)
+    claims, optimal = 0, 0
     for number in numbers:
-        graph, V, options = problem(number)
-        result = derandomize(graph, V, **options)
+        graph, V, config, generator = problem(number)
+        result = Derandomization(graph, V, config, generator).run().result()
         V, mu, proof = ends.pop()
         assert proof == result.certificate, number
-        lam, rho = options["lam"], options["rho"]
-        gradient, hessian = dense(graph, options["epsilon"], lam, V, mu)
+        lam, rho = config.lam, config.rho
+        gradient, hessian = dense(graph, config.epsilon, lam, V, mu)
         of_V, eigenvalues = gradient[: V.numel()].norm(), torch.linalg.eigvalsh(hessian)
         of_mu = float(torch.linalg.eigvalsh(hessian[V.numel() :, V.numel() :])[0])
         width = float(eigenvalues[-1] - eigenvalues[0])

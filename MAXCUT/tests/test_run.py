@@ -1,0 +1,202 @@
+"""What every run has around its mathematics: checkpoints of the right run, files that are whole or not there."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+import run
+from main import Config, main
+from pgd import PGD
+from run import Checkpoint, Descent, whole_files
+
+TINY = Config(steps=20)
+
+
+def test_a_checkpoint_gives_back_what_it_was_given(tmp_path):
+    file = tmp_path / "new folder" / "run"
+    state = dict(x=torch.arange(3.0), history={"a": [1.0, float("inf")]}, kicks=[0], best=(torch.ones(2), 3), none=None)
+    Checkpoint(file, TINY).keep("part", lambda: state, finished=True)
+    resumed = Checkpoint(file, TINY)
+    there = resumed.resumed("part")
+    assert torch.equal(there.pop("x"), state["x"]) and torch.equal(there.pop("best")[0], torch.ones(2))
+    assert there == {"history": state["history"], "kicks": [0], "none": None}
+    assert resumed.resumed("another") is None and 0 < resumed.elapsed < 100
+    assert [path.name for path in file.parent.iterdir()] == ["run"]
+
+
+def test_keeping_costs_little_and_stops_no_run(tmp_path, recwarn):
+    kept, offers, written = Checkpoint(tmp_path / "run", TINY), 0, []
+    while len(written) < 5:
+        kept.keep("part", lambda: written.append(1) or {})
+        offers += 1
+    assert offers > 50  # it is not written every time
+    (tmp_path / "taken").write_text("")
+    kept.file = tmp_path / "taken" / "run"
+    kept.keep("part", dict, finished=True)
+    assert "could not be written" in str(recwarn.pop().message)
+    Checkpoint().keep("part", pytest.fail, finished=True)  # without a file there is nothing to do
+
+
+def test_only_the_same_run_goes_on(tmp_path):
+    file, cut, other, edges = tmp_path / "run", tmp_path / "cut", tmp_path / "other", torch.arange(5)
+    Checkpoint(file, TINY, [edges]).keep("part", dict, finished=True)
+    Checkpoint(file, replace(TINY, seconds=3.0, out=Path("elsewhere"), checkpoint=file), [edges.clone()])
+    cut.write_bytes(file.read_bytes()[:-300])
+    torch.save({"weights": torch.ones(3)}, other)
+    for there, config, data, word in (
+        (cut, TINY, edges, "no checkpoint"),
+        (other, TINY, edges, "no checkpoint"),
+        (file, replace(TINY, lam=0.3), edges, "--lam differs"),
+        (file, replace(TINY, graph_seed=1), edges, "--graph-seed differs"),
+        (file, TINY, edges + 1, "the data differs"),
+    ):
+        with pytest.raises(ValueError, match=word) as error:
+            Checkpoint(there, config, [data])
+        assert str(there) in str(error.value)
+    with pytest.raises(OSError):
+        Checkpoint(tmp_path, TINY, [edges])
+
+
+def test_a_main_refuses_the_checkpoint_of_another_run_and_writes_nothing(tmp_path):
+    file = tmp_path / "run"
+    main(replace(TINY, checkpoint=file, out=tmp_path / "out"))
+    with pytest.raises(ValueError, match="--p differs"):
+        main(replace(TINY, checkpoint=file, p=0.5, out=tmp_path / "refused"))
+    assert not any((tmp_path / "refused").iterdir())
+
+
+class Halving(Descent):
+    """Gradient descent on x²/2, with a snapshot at every third step."""
+
+    def __init__(self, steps: int = 10) -> None:
+        self.x = torch.tensor([1.0], requires_grad=True)
+        generator = torch.Generator().manual_seed(0)
+        pgd = PGD([self.x], lr=0.5, rho=1e-3, radius=1e-2, patience=3, generator=generator)
+        super().__init__({"x": self.x}, pgd, steps, generator)
+        self.stop = steps
+
+    def step(self) -> None:
+        if self.t == self.stop:
+            raise KeyboardInterrupt
+
+        def closure() -> torch.Tensor:
+            self.x.grad = self.x.detach().clone()
+            return self.x.detach().square().sum() / 2
+
+        self.pgd.step(closure)
+
+    def due(self) -> bool:
+        return self.t % 3 == 0
+
+    def row(self) -> dict[str, float]:
+        return {"t": self.t, "x": float(self.x.detach())}
+
+
+def test_the_loop_counts_steps_and_keeps_snapshots_at_their_times():
+    descent = Halving().run()
+    assert descent.history["t"] == [0, 3, 6, 9, 10] and descent.t == 10
+    assert descent.history["x"] == [1, 0.5**3, 0.5**6, 0.5**9, 0.5**10] and not descent.interrupted
+    longer = Halving(100).run()
+    assert longer.pgd.converged and longer.kicks == [11] and longer.t < 20
+    assert longer.arrays()["kicks"].tolist() == [11] and abs(longer.history["x"][-1]) <= 1e-3
+
+
+def test_an_interrupted_loop_keeps_what_it_has_and_its_checkpoint_goes_on_to_the_same_end(tmp_path):
+    whole, first = Halving(100).run(), Halving(100)
+    first.stop = 7
+    first.run(Checkpoint(tmp_path / "run", TINY))
+    assert first.interrupted and first.t == 7 and first.history["t"] == [0, 3, 6, 7]
+    second = Halving(100)
+    saved = Checkpoint(tmp_path / "run", TINY)
+    at = saved.resumed("descent")["t"]
+    second.run(saved)
+    assert at >= 1 and torch.equal(second.x, whole.x)
+    assert (second.t, second.kicks, second.history) == (whole.t, whole.kicks, whole.history)
+
+
+def test_a_diverging_loop_says_at_which_step():
+    descent = Halving()
+    with torch.no_grad():
+        descent.x.fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match="at step 0"):
+        descent.run()
+
+
+@pytest.mark.parametrize(
+    "kind, good, bad",
+    [
+        (run.Positive, [1e-30, 0.5], [0.0, -1.0, float("nan"), float("inf")]),
+        (run.NotNegative, [0.0, 1.0], [-1e-9, float("nan")]),
+        (run.Momentum, [0.0, 0.999], [1.0, -0.1]),
+        (run.Count, [1, 10**9], [0, 10**10]),
+        (run.Seed, [0, 2**63 - 1], [-1, 2**63]),
+        (run.Device, ["cpu"], ["abacus", "cuda:999"]),
+    ],
+)
+def test_ranges_take_their_ends_and_refuse_what_lies_beyond(kind: Annotated, good, bad):
+    adapter = TypeAdapter(kind)
+    assert [adapter.validate_python(value) for value in good] == good
+    for value in bad:
+        with pytest.raises(ValidationError):
+            adapter.validate_python(value)
+
+
+def test_files_are_whole_or_not_there(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(KeyError), whole_files(tmp_path) as folder:
+        (folder / "a").write_text("half")
+        raise KeyError
+    assert (tmp_path / "a").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "b").mkdir()
+    with pytest.raises(OSError), whole_files(tmp_path / "nowhere") as folder:
+        (folder / "a").write_text("new")
+    with pytest.raises(OSError, match="b is a folder there"), whole_files(tmp_path) as folder:
+        (folder / "a").write_text("new")
+        (folder / "b").write_text("new")
+    assert (tmp_path / "a").read_text() == "old" and {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+    with whole_files(tmp_path) as folder:
+        (folder / "a").write_text("new")
+        (folder / "c").write_text("more")
+    assert (tmp_path / "a").read_text() == "new" and {path.name for path in tmp_path.iterdir()} == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    "raised, status, said",
+    [
+        ("return False", 0, ""),
+        ("return True", 130, ""),
+        ("raise ValueError('two\\n lines')", 2, "error: two lines\n"),
+        (
+            "raise FloatingPointError('the gradient is nan')",
+            2,
+            "error: the gradient is nan: the run diverges; try --lr",
+        ),
+        ("raise KeyboardInterrupt", 130, "nothing is saved"),
+        ("raise RuntimeError('CUDA is out of memory')", 2, "error: not enough memory: CUDA is out of memory\n"),
+        ("raise RuntimeError('a bug')", 1, "Traceback"),
+    ],
+)
+def test_how_a_command_ends(raised, status, said):
+    program = f"""
+from dataclasses import dataclass
+from run import command_line
+
+@dataclass(frozen=True)
+class Config:
+    lr: float = 0.5
+
+def main(config):
+    {raised}
+
+command_line(main, Config, "A test.")
+"""
+    folder = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=folder, timeout=100)
+    assert done.returncode == status and said in done.stderr
+    assert status in (1, 0) or done.stderr.count("\n") <= 1
