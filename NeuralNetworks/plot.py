@@ -126,8 +126,8 @@ def norms(result: Result, lam: float) -> Figure:
         label = rf"Stein's identity: $\|W_\perp\|_F$ ≤ {bound:.1e} at the end"
         axes.axhline(bound, color="black", linestyle="--", linewidth=1.2, label=label)
     axes.set(yscale="log", ylabel="norm of the first layer's weights")
-    unit, at = (max(2 * lam, 1e-30), r"$-2\lambda$") if lam else (1, "0")
-    limit = dict(color=RED, linestyle="--", linewidth=1.2, label=rf"at {at} and below the loss would hold $W_\perp$ up")
+    unit = max(2 * lam, 1e-30) if lam else 1
+    limit = dict(color=RED, linestyle="--", linewidth=1.2, label=r"from here down the loss holds $W_\perp$ up")
     rate.plot(history["step"], history["curvature"] / unit, color=BLUE)
     rate.axhline(-1 if lam else 0, **limit)
     label = r"$\langle W_\perp, H W_\perp\rangle / \|W_\perp\|^2$" + (r"$\; / \; 2\lambda$" if lam else "")
