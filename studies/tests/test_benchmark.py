@@ -1,0 +1,91 @@
+"""The benchmarks: families, rivals on graphs whose maximum cut is known, and the command line."""
+
+import sys
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(1, str(Path(__file__).parents[2] / "MAXCUT"))
+
+import benchmark
+from benchmark import annealed, cuts, family, flipped, ours, read_folder, steps, torus
+from main import Config
+from maxcut import planar_graph
+from optimizer import conditional_expectations
+from sdp import goemans_williamson, solve_sdp
+from search import two_flips
+from sweep import command_line
+from utilities import exact_maxcut, from_networkx, make_graph, random_graph
+
+
+def test_families():
+    assert family(torus(20, 0)) == "toroidal ±"
+    assert family(from_networkx(nx.grid_2d_graph(8, 9, periodic=True))) == "toroidal"
+    assert family(planar_graph(500, 0)) == "planar"
+    assert family(random_graph(300, 0.1, 0)) == family(random_graph(2000, 0.002, 0)) == "random"
+    graph = random_graph(300, 0.1, 0)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], graph.m)
+    assert family(make_graph(300, graph.i.numpy(), graph.j.numpy(), signs)) == "random ±"
+
+
+def test_every_rival_is_one():
+    """On 22 vertices all of them find the optimum, annealing with weights of either sign too: no sign is turned."""
+    graph = random_graph(22, 0.5, 3)
+    weights = np.random.default_rng(0).standard_normal(graph.m)
+    graph = make_graph(22, graph.i.numpy(), graph.j.numpy(), weights)
+    optimum, generator = exact_maxcut(graph)[0], torch.Generator().manual_seed(0)
+    V = solve_sdp(graph, generator=generator)
+    assert annealed(graph, 0.2, seed=0) == pytest.approx(optimum)
+    assert flipped(graph, V, conditional_expectations, 0.5, generator) == pytest.approx(optimum)
+    assert flipped(graph, V, two_flips, 0.5, generator) == pytest.approx(optimum)
+    expected, found = ours(graph, V, Config(seconds=5), generator)
+    assert found.best[-1] == pytest.approx(optimum) and expected <= optimum
+
+
+def test_flips_are_worth_something():
+    graph, generator = random_graph(400, 0.05, 1), torch.Generator().manual_seed(0)
+    V = solve_sdp(graph, generator=generator)
+    plain = float(goemans_williamson(graph, V, 20, generator).max())
+    assert flipped(graph, V, conditional_expectations, 0.5, generator) > plain
+
+
+def call(monkeypatch, *arguments: str | Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, arguments)])
+    return command_line({"cuts": cuts, "steps": steps}, benchmark.__doc__)
+
+
+def test_cuts_of_a_folder(tmp_path, monkeypatch, capsys):
+    graphs = tmp_path / "graphs"
+    graphs.mkdir()
+    (graphs / "square.txt").write_text("4 4\n1 2 1\n2 3 1\n3 4 1\n4 1 1\n")
+    (graphs / "path.edgelist").write_text("a b 2\nb c 3\n")
+    (graphs / "best_known.csv").write_text("instance,best_known\nsquare,4\n")
+    assert call(monkeypatch, "cuts", graphs, "--seconds", "0.3", "0.6", "--out", tmp_path / "out") == 0
+    rows = {line.split("|")[1].strip(): line for line in capsys.readouterr().out.splitlines() if line.startswith("|")}
+    assert "4 (best known)" in rows["square"] and rows["square"].count("4 (100.00%)") == 8
+    assert "5 (optimum)" in rows["path"] and rows["path"].count("5 (100.00%)") == 8
+    written = {file.name for file in (tmp_path / "out").iterdir()}
+    assert written == {f"benchmark_graphs.{suffix}" for suffix in ("png", "pdf", "md", "json")}
+
+
+def test_without_a_folder_there_are_graphs_of_every_family():
+    graphs, known = read_folder(None, None)
+    assert {family(graph) for graph in graphs.values()} == {"random", "toroidal ±"} and known == {}
+
+
+def test_steps(tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, "steps", "--edges", "1000", "2000", "--repeats", "1", "--out", tmp_path) == 0
+    assert "ns an edge" in capsys.readouterr().out and (tmp_path / "benchmark_steps.png").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("cuts", "nowhere"), ("cuts", "--seconds", "-1"), ("steps", "--edges", "1"), ("steps", "--repeats", "0")],
+)
+def test_bad_input_is_refused_in_one_line(monkeypatch, capsys, arguments):
+    assert call(monkeypatch, *arguments) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1
