@@ -28,7 +28,8 @@ def results(config: "Config", training: Training, result: Result, toys: dict[str
     """The content of results.json, but for seconds, hyperparameters and versions."""
     history, data, (test, *_) = result.history, training.data, training.finer
     student, loss, certificate, (_, y, p) = training.student, training.loss, result.certificate, test
-    curvature = np.nan_to_num(history["curvature"])
+    known = history["curvature"][np.isfinite(history["curvature"])]
+    curvature = known if len(known) else np.zeros(1)
     found = dict(experiment="NeuralNetworks", steps=result.steps, perturbations=len(result.kicks))
     found |= dict(certificate=asdict(certificate), rate=2 * config.lam, curvature=float(curvature[-1]))
     found |= dict(curvature_least=float(curvature.min()), objective=float(history["objective"][-1]))

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import hypot, inf, isfinite, sqrt
+from math import hypot, inf, isfinite, nan, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,8 @@ class Result:
     """on the held-out batch, or the finer ones; its w_norm is ‖W⊥‖_F"""
     history: dict[str, np.ndarray]
     """snapshots, ever farther apart: step, seconds, objective and risk (of the held-out batch), gradient_norm (of the
-    training step), w_perp, w_parallel, curvature (see `Training`), and weights (snapshots, h, d) where d = 2; kicks"""
+    training step), w_perp, w_parallel, curvature (see `Training`; nan where W⊥ is but a rounding error), kicks, and
+    weights (snapshots, h, d) where d = 2"""
     kicks: list[int]
     """steps at which a perturbation struck"""
     steps: int
@@ -84,11 +85,8 @@ class Training(Descent):
         config, self._fresh = complete(config), callable(data)
         self.student, self.data, self.U, self.config, self.finer = student, data, U, config, finer
         self.held_out = held_out or (data() if self._fresh else data)
-        self.loss, self.W_initial, self._start = (
-            loss or LOSSES[config.loss],
-            student.W.detach().clone(),
-            time.perf_counter(),
-        )
+        self.loss, self.W_initial = loss or LOSSES[config.loss], student.W.detach().clone()
+        self._start = time.perf_counter()
         params = {name: x for name, x in student.named_parameters() if x.requires_grad}
         pgd = PGD(
             params.values(),
@@ -119,18 +117,18 @@ class Training(Descent):
         """f = risk + λ‖W‖²_F on the batch."""
         return risk(self.student, self.loss, batch) + self.config.lam * self.student.W.square().sum()
 
-    def closure(self) -> Tensor:
-        """f and its gradient, for PGD."""
-        self.student.zero_grad()
-        f = self.objective(self.data() if self._fresh else self.data)
-        f.backward()
-        return f.detach()
-
     def step(self) -> None:
         """One step of PGD; its size falls to 0 where it is to anneal."""
+
+        def closure() -> Tensor:
+            self.student.zero_grad()
+            f = self.objective(self.data() if self._fresh else self.data)
+            f.backward()
+            return f.detach()
+
         if self.config.anneal:
             self.pgd.param_groups[0]["lr"] = self.config.lr * min(1, 2 * (1 - self.t / self.steps))
-        self.pgd.step(self.closure)
+        self.pgd.step(closure)
 
     def due(self) -> bool:
         """At 0 and at ever larger distances, a twentieth of the way."""
@@ -157,7 +155,8 @@ class Training(Descent):
         row = dict(step=self.t, seconds=seconds, objective=f, risk=expected, gradient_norm=self.pgd.gradient_norm)
         row |= dict(w_perp=float(perp.norm()), w_parallel=float(parallel(W, self.U).norm()))
         # slope∥ is far larger, and must not enter through the rounding errors of W⊥
-        row["curvature"] = float((perpendicular(slope, self.U) * perp).sum() / perp.square().sum())
+        curvature = float((perpendicular(slope, self.U) * perp).sum() / perp.square().sum())
+        row["curvature"] = curvature if perp.norm() > 1e-13 * W.norm() else nan
         return row | ({"weights": W.cpu().clone()} if W.shape[1] == 2 else {})
 
     def says(self) -> str:
