@@ -169,7 +169,10 @@ def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
         patch.setattr(Checkpoint, "keep", stopped)
         main.main(main.Config(**config, checkpoint=file, out=tmp_path / "stopped"))
+    step, steps = Training.step, []
+    monkeypatch.setattr(Training, "step", lambda self: (steps.append(self.t), step(self)))
     main.main(main.Config(**config, checkpoint=file, out=tmp_path / "stopped"))
+    assert steps == list(range(150, 300))
     whole, other = (np.load(tmp_path / name / "history.npz") for name in ("whole", "stopped"))
     assert whole.files == other.files
     for name in set(whole.files) - {"seconds"}:
