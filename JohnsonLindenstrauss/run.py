@@ -289,12 +289,12 @@ def command_line(main: Callable[[Any], bool], config: type, description: str) ->
     Exit status: 0; 130 after Ctrl-C; 2 for bad input, which is said in one line (`python -X dev` shows where from).
     """
     warnings.formatwarning = lambda message, *_: f"note: {message}\n"
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # a daemon may have closed them
         stream.reconfigure(errors="replace")  # λ and ‖ where the terminal has none
     try:
         flags = tyro.cli(config, description=description)
         status = 130 if main(flags) else 0
-        sys.stdout.flush()
+        print(end="", flush=True)
     except BrokenPipeError:  # nobody reads on, as in `| head -1`; the files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
