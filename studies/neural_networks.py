@@ -36,7 +36,7 @@ RHOS = {1e-2: [10 ** (-i / 2) for i in range(12, 3, -1)], 1e-4: [10 ** (-i / 2) 
 """ρ for two λ"""
 ROUNDING = 1e-12
 """‖W⊥‖ below which bound and norm are both rounding errors"""
-DECAY = dict(width=200, steps=3000, nodes_across=24)
+DECAY = dict(width=100, steps=3000, nodes_across=16)
 DECAYS = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 
 # --- fresh batches, all parameters trained, one factor at a time around this ------------------------------------------
