@@ -326,21 +326,6 @@ def test_vertex_names_of_the_world_and_huge_weights(tmp_path):
     assert written == [name.replace("\n", " ") for name in label] + [""]
 
 
-@pytest.mark.parametrize(
-    "words, said",
-    [
-        (["--lr", "1e9"], "try --lr 1e+08"),
-        (["--rho", "1e400"], "rho"),
-        (["--n", "99999999"], "this program takes"),
-        (["--graph", sys.executable], sys.executable),
-    ],
-)
-def test_refusals_at_the_prompt(tmp_path, words, said):
-    done = run(*words, "--out", tmp_path / "out")
-    assert done.returncode == 2 and said in done.stdout + done.stderr and "Traceback" not in done.stderr
-    assert is_empty(tmp_path / "out")
-
-
 # --- the objective ----------------------------------------------------------------------------------------------------
 
 GRAPHS = {

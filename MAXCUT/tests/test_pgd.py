@@ -112,6 +112,24 @@ def test_the_kick_is_uniform_in_the_ball():
     assert (points.mean(0).abs() < 3 * math.sqrt(4 / 5 / 4000)).all()
 
 
+@pytest.mark.parametrize("K", [1.0, 4.0])
+@pytest.mark.parametrize("fall, escaped", [(0.95, False), (1.05, True)])
+def test_a_kick_must_lower_f_by_the_order_of_jin_et_al(K, fall, escaped):
+    """√(ρ³/K) by default: a scripted f that falls by a little less, or more, within the patience."""
+    x, rho = torch.zeros(2), 1e-4
+    values = iter([1.0, 1.0 - fall * math.sqrt(rho**3 / K), 0.5, 0.5])
+    pgd = PGD([x], lr=0.1, rho=rho, radius=1e-2, patience=5, K=K, generator=torch.Generator().manual_seed(0))
+
+    def closure() -> Callable[[], float]:
+        x.grad = torch.zeros(2)
+        return lambda: next(values)
+
+    for _ in range(6):
+        pgd.step(closure)
+    assert pgd.converged != escaped and pgd.perturbations == 1
+    assert bool(x.any()) == escaped  # else it is back where it was kicked
+
+
 def test_a_costly_objective_is_evaluated_only_for_the_stopping_rule():
     x, calls = torch.tensor([0.0, math.sqrt(2)]), []
 

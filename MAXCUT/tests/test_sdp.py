@@ -5,9 +5,11 @@ import math
 import networkx as nx
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from torch.nn.functional import normalize
 
+import sdp
 from sdp import goemans_williamson, sdp_value, solve_sdp, upper_bound
 from utilities import Graph, exact_maxcut, from_networkx, make_graph, random_graph
 
@@ -97,8 +99,6 @@ def test_mean_rounding_is_arccos():
 
 def test_a_bound_that_a_factorization_refutes_is_raised(monkeypatch):
     """Lanczos that misses the least eigenvalue gives too low a bound; the proof does not, dense or sparse."""
-    import sdp
-
     graph = random_graph(60, 0.06, 3)
     V = torch.nn.functional.normalize(
         torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
@@ -118,3 +118,34 @@ def test_a_bound_that_a_factorization_refutes_is_raised(monkeypatch):
             patch.setattr(sdp, "positive_definite", lambda S: (None, "Lanczos"))
             blind, way = upper_bound(graph, V)
             assert way == "Lanczos" and blind < exact
+
+
+@pytest.mark.parametrize("angle", [0.02, 0.2])
+def test_without_a_factorization_the_residual_covers_what_lanczos_lacks(angle, monkeypatch):
+    """A vector that is `angle` off the least eigenvector has too large a Rayleigh quotient, and a residual."""
+    graph = random_graph(60, 0.06, 3)
+    V = normalize(torch.randn(60, 3, generator=generator()))
+    W, x = graph.adjacency.toarray(), V.double().numpy()
+    y = -(x * (W @ x)).sum(1)
+    least, vectors = np.linalg.eigh(W + np.diag(y))
+    exact = W.sum() / 4 + (y.sum() - 60 * least[0]) / 4
+    u = math.cos(angle) * vectors[:, :1] + math.sin(angle) * vectors[:, 5:6]
+    monkeypatch.setattr(sdp, "eigsh", lambda S, **how: ([1.0], u) if how["which"] == "SA" else ([10.0], u))
+    monkeypatch.setattr(sdp, "positive_definite", lambda S: (None, "Lanczos"))
+    bound, way = upper_bound(graph, V)
+    assert way == "Lanczos" and exact <= bound <= exact * (1 + 3 * angle)
+
+
+def test_the_factorizations_tell_definite_from_indefinite(monkeypatch):
+    eigenvalues = np.linspace(1e-9, 3, 50)
+    Q = np.linalg.qr(np.random.default_rng(0).standard_normal((50, 50)))[0]
+    for dense, proof in ((4000, "Cholesky"), (10, "LDL")):
+        monkeypatch.setattr(sdp, "DENSE", dense)
+        monkeypatch.setattr(sdp, "SPARSE", 10**6 if proof == "LDL" else 0)
+        for least, definite in ((1e-6, True), (-1e-6, False)):
+            S = sp.csr_array(Q * np.append(eigenvalues[1:], least) @ Q.T)
+            if proof == "LDL":  # sparse enough to be tried
+                S = sp.block_diag([S, sp.eye_array(1000)], format="csr")
+            assert sdp.positive_definite(S) == (definite, proof)
+    monkeypatch.setattr(sdp, "SPARSE", 0)
+    assert sdp.positive_definite(sp.eye_array(20, format="csr")) == (None, "Lanczos")
