@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from compare import gaussian, pca
+from compare import best_scaled, gaussian, pca
 from main import Config
 from model import Pairs, Problem, Vectors, bound, distortion
 from pgd import PGD, certify
-from train import Derandomization, Monotone, Result, row_space
+from run import Checkpoint
+from train import Derandomization, Monotone, Result, heavy, row_space
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -157,3 +158,184 @@ def test_monotone_descent_never_rises_at_whatever_step_size():
         pgd.step(descent)
         values.append(descent.f)
     assert (np.diff(values) <= 0).all() and values[-1] < 1e-6 * values[0]
+
+
+# --- what the certificate is of ---------------------------------------------------------------------------------------
+
+
+def all_pairs(X: Tensor) -> Tensor:
+    """The unit differences of the rows of X, written anew."""
+    i, j = torch.triu_indices(len(X), len(X), 1)
+    return (X[i] - X[j]) / (X[i] - X[j]).norm(dim=1, keepdim=True)
+
+
+def anew(U: Tensor, M: Tensor, s: Tensor, tau: float, lam: float) -> Tensor:
+    """f from the moments of every u in the rows of U."""
+    q, v = (U @ M.T).square().sum(1), s.square() / M.numel()
+    logs = [-len(M) / 2 * torch.log(1 - 2 * t * v) + t * q / (1 - 2 * t * v) - t for t in (tau, -tau)]
+    return torch.logsumexp(torch.cat(logs), 0) / tau + lam * s.square()
+
+
+def test_the_certificate_of_pairs_is_of_all_pairs(monkeypatch):
+    """Those that are left out of it weigh e^−50: to all digits it is as if none were."""
+    X, params = normal(60, 6), {}
+
+    def kept(objective, variables, *arguments, **more):
+        params.update(M=variables[0].detach().clone(), s=variables[1].detach().clone())
+        return certify(objective, variables, *arguments, **more)
+
+    monkeypatch.setattr("train.certify", kept)
+    result = derandomize(Pairs(X), 3, steps=700, growth=1.02)
+    M, s = params["M"].requires_grad_(), params["s"].requires_grad_()
+    few = heavy(Pairs(X), M.detach(), s.detach(), result.tau, result.distortion, 50)
+    assert few.N < 100 < Pairs(X).N / 8
+    f = anew(all_pairs(X), M, s, result.tau, 1e-3)
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(f, [M, s])])
+    assert result.objective == pytest.approx(f.item(), rel=1e-12)
+    assert result.certificate.gradient_norm == pytest.approx(gradient.norm().item(), rel=1e-10)
+    H = torch.autograd.functional.hessian(lambda M: anew(all_pairs(X), M, s.detach(), result.tau, 1e-3), M.detach())
+    eigenvalues = torch.linalg.eigvalsh(H.reshape(M.numel(), -1))
+    assert result.certificate.lambda_min == pytest.approx(eigenvalues[0].item(), abs=1e-9 * eigenvalues[-1].item())
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.001])
+@pytest.mark.parametrize("margin", [2.0, 10.0, 25.0])
+def test_pairs_left_out_are_lighter_than_the_margin(sigma, margin):
+    X, tau = normal(80, 5), 3000.0
+    M = best_scaled(Pairs(X), normal(3, 5, seed=1))
+    s = torch.tensor(sigma * math.sqrt(15), dtype=torch.float64)
+    few = heavy(Pairs(X), M, s, tau, distortion(Pairs(X), M), margin)
+    q, v = (all_pairs(X) @ M.T).square().sum(1), sigma**2
+    up, down = (-1.5 * math.log(1 - 2 * t * v) + t * q / (1 - 2 * t * v) - t for t in (tau, -tau))
+    weight = torch.maximum(up, down)
+    matter = (weight >= weight.max() - margin).sum()
+    assert matter <= few.N <= 395
+    i, j = torch.triu_indices(80, 80, 1)
+    chosen = torch.isin(80 * i + j, 80 * few.i + few.j)
+    assert chosen.sum() == few.N and weight[~chosen].max() < weight.max() - margin
+
+
+def test_a_certificate_where_the_barrier_is_near():
+    """τ so large, and kd so small, that F_τ is infinite a step of 10⁻³ away from σ."""
+    assert derandomize(Vectors(normal(5, 2)), 1, tau=1e7, growth=3, steps=300).certificate is not None
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def small_descent(kind: type[Pairs] | type[Vectors], **options: object) -> Derandomization:
+    config = Config(k=3, problem=kind.__name__.lower(), **options)
+    return Derandomization(kind(normal(60, 6)), config, seeded())
+
+
+@pytest.mark.parametrize("kind", [Vectors, Pairs])
+def test_steps_are_compared_by_the_f_of_now(kind):
+    """Between kicks f never rises at one τ, over all pairs, though it is computed over those that matter."""
+    descent, problem = small_descent(kind, growth=1.05), kind(normal(60, 6))
+    before, U = None, all_pairs(normal(60, 6)) if kind is Pairs else problem.X
+    few, scales = set(), set()
+    while descent.tau < 1000 and descent.t < 3000:
+        if descent.due():
+            descent.snapshot()
+        descent.step()
+        descent.t += 1
+        few.add(descent.few.N)
+        scales.add(descent.scale)
+        M, t = descent.monotone.x
+        f = anew(U, M, descent.scale * t, descent.tau, 1e-3).item()
+        assert descent.monotone.f == pytest.approx(f, rel=1e-9)
+        now = (descent.tau, descent.pgd.perturbations)
+        assert before is None or before[0] != now or f <= before[1] + 1e-12
+        before = (now, f)
+    assert descent.tau > 1000 and len(scales) == 2 and (kind is Vectors or len(few) > 5)
+
+
+@pytest.mark.parametrize("kind", [Vectors, Pairs])
+def test_a_descent_that_is_gone_on_with_comes_to_the_same_end(kind, tmp_path, monkeypatch):
+    options, step = dict(steps=1050, growth=1.1), Derandomization.step
+    whole = small_descent(kind, **options).run()
+
+    def interrupted(self: Derandomization) -> None:
+        if self.t == 937:  # between two stages
+            raise KeyboardInterrupt
+        step(self)
+
+    first = small_descent(kind, **options)
+    file = tmp_path / "run.checkpoint"
+    checkpoint = Checkpoint(file, first.config, [first.problem.X])
+    checkpoint.keep = lambda part, state: first.t == 937 and Checkpoint.keep(checkpoint, part, state, finished=True)
+    monkeypatch.setattr(Derandomization, "step", interrupted)
+    assert first.run(checkpoint).interrupted
+    monkeypatch.setattr(Derandomization, "step", step)
+    second = small_descent(kind, **options)
+    second.run(Checkpoint(file, second.config, [second.problem.X]))
+    assert second.t == 1050 and not second.interrupted
+    assert kind is Vectors or first.few.N < first.small.N
+    for name, x in whole.arrays().items():
+        np.testing.assert_array_equal(second.arrays()[name], x, err_msg=name)
+    assert torch.equal(second.result().M, whole.result().M)
+
+
+# --- the paper's algorithms and nothing else --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Vectors, Pairs])
+@pytest.mark.parametrize("algorithm", ["1", "2"])
+def test_pure_algorithms_do_nothing_else(kind, algorithm):
+    """Each step is −lr ∇f of one and the same f, or where ‖∇f‖ ≤ ρ a perturbation before it; the first too."""
+    options = dict(algorithm=algorithm, lr=0.3, lam=0.1, steps=6000, rho=1e-3, radius=0.05)
+    descent = small_descent(kind, **options)
+    U, perturbed, after = all_pairs(normal(60, 6)) if kind is Pairs else Vectors(normal(60, 6)).X, [], -math.inf
+    tau = 0.3 * 3
+
+    def gradients(M: Tensor, s: Tensor) -> list[Tensor]:
+        M, s = M.requires_grad_(), s.requires_grad_()
+        return [g.detach() for g in torch.autograd.grad(anew(U, M, s, tau, 0.1), [M, s])]
+
+    assert not descent.params["M"].any() and descent.params["t"].item() == pytest.approx(math.sqrt(6))
+    while not descent.pgd.converged and descent.t < 6000:
+        M, s = descent.point()
+        kicks, slopes = descent.pgd.perturbations, gradients(M.clone(), s.clone())
+        norm = math.hypot(*(float(g.norm()) for g in slopes))
+        descent.step()
+        if descent.pgd.converged:
+            break
+        now = descent.point()
+        if descent.pgd.perturbations == kicks:
+            assert norm > 1e-3 or descent.t - after <= 50
+            moved = math.hypot(float((M - 0.3 * slopes[0] - now[0]).norm()), float(s - 0.3 * slopes[1] - now[1]))
+            assert moved < 1e-12
+        else:
+            assert norm <= 1e-3 and descent.t - after > 50
+            moved = math.hypot(float((M - now[0]).norm()), float(s - now[1]))
+            assert 1e-3 < moved < 0.06
+            perturbed.append(descent.t)
+            after = descent.t if algorithm == "1" else after
+        descent.t += 1
+    assert descent.pgd.converged and perturbed and descent.tau == pytest.approx(tau)
+    result = descent.result()
+    assert result.certificate.is_sosp and result.sigma < 1e-3 and result.M.norm() > 1
+    assert result.certificate.w_norm <= result.certificate.lemma_bound  # K is small at this τ: the lemma itself speaks
+
+
+def test_a_slow_saddle_is_left():
+    """A fall of f by 2·10⁻⁸ is an escape where √ρ³ = 10⁻⁹, and would not be for a rule a hundred times stricter."""
+    options = dict(algorithm="1", lr=0.05, steps=20_000)
+    problem = Vectors(torch.ones(1, 1))
+    slow = Derandomization(problem, Config(k=1, tau=0.2, radius=4.5e-4, lam=0.1, **options), seeded())
+    fall = []
+    while not slow.pgd.converged and slow.t < 20_000:
+        before, kicks = slow.value, slow.pgd.perturbations
+        slow.step()
+        slow.t += 1
+        if slow.pgd.perturbations > kicks:
+            fall.append((slow.t, before))
+        if len(fall) == 1 and slow.t == fall[0][0] + 50:
+            fell = fall[0][1] - slow.value
+    assert 2e-9 < fell < 5e-8
+    assert slow.pgd.converged and slow.result().distortion < 1e-3
+
+
+def test_the_pure_algorithm_says_where_it_diverges():
+    with pytest.raises(FloatingPointError, match="f is inf"):
+        small_descent(Vectors, algorithm="1", lr=100.0).run()

@@ -1,0 +1,240 @@
+"""Studies of the projection: the dimensions that it needs, its three objectives, and points that it was not fitted to.
+
+python studies/johnson_lindenstrauss.py dimensions --jobs 2, and so on; each saves its table, figure and finished runs.
+"""
+
+import sys
+import time
+from contextlib import suppress
+from math import inf
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from pydantic import Field
+from sklearn.random_projection import johnson_lindenstrauss_min_dim
+from torch import Tensor
+
+sys.path.insert(1, str(Path(__file__).parents[1] / "JohnsonLindenstrauss"))
+from compare import best_scaled, gaussian, pca, sparse
+from data import random_data, read_matrix
+from main import Config
+from model import Pairs, Problem, Vectors, distortion
+from run import BLUE, GREEN, ORANGE, RED, Positive, legend_below
+from sweep import Row, Sweep, band, command_line, quartiles, report, sweep, whole
+from train import Derandomization, row_space
+
+DATA = {"vectors": 500, "Gaussian points": 64, "digits": 64}
+"""dimension d: the paper's random vectors; standard normal points, which have no structure; scikit-learn's digits"""
+METHODS = ("derandomized", "best-scaled PCA", "best-scaled Gaussian", "Gaussian", "sparse random")
+SEEING = METHODS[:3]
+"""methods that look at the data; the others don't"""
+FIT = dict(lam=0.01, growth=1.004, steps=2200)
+"""at main.py's λ = 0.001 σ lingers where k nears d; its growth for vectors, 1.05, ends in poor corners with more than
+the paper's 100; enough steps for τ to arrive"""
+DIMENSIONS = [round(2 ** (i / 2)) for i in range(2, 27)]
+"""k from 2 to 8192: so far do random matrices have to go"""
+LARGEST = 64
+"""last k for the methods that look at the data"""
+EPSILONS = (0.5, 0.2, 0.1)
+"""worst distortions to reach"""
+OBJECTIVES_ON = {"vectors": dict(k=30), "digits": dict(k=10)}
+"""what the objectives are compared on; with main.py's hyperparameters"""
+HELD_OUT, HELD_OUT_K = 200, 20
+"""points that nothing is fitted to, and the dimensions that they are projected to"""
+Size = Annotated[int, Field(ge=2, le=1797 - HELD_OUT)]
+
+
+def problem_of(data: str, X: np.ndarray) -> Problem:
+    """What a projection is to preserve: the norms of vectors, all distances between points."""
+    return (Vectors if data == "vectors" else Pairs)(torch.from_numpy(X))
+
+
+def points(data: str, n: int, seed: int) -> np.ndarray:
+    """(n, d) points: random ones, or a random choice of the digits."""
+    if data == "digits":
+        X = read_matrix("digits")
+        return X[np.random.default_rng(seed).permutation(len(X))[:n]]
+    return random_data("vectors" if data == "vectors" else "pairs", n, DATA[data], seed)
+
+
+def descent(kind: type[Derandomization], problem: Problem, seed: int, **options: object) -> Derandomization:
+    """A descent of this kind, with main.py's hyperparameters but for the options."""
+    config = Config(problem="vectors" if isinstance(problem, Vectors) else "pairs", **options)
+    return kind(problem, config, torch.Generator().manual_seed(10**6 + seed))  # data has the smaller seeds
+
+
+def projection(method: str, problem: Problem, k: int, seed: int, **options: object) -> Tensor:
+    """(k, d) projection that the method makes for the problem."""
+    if method == "derandomized":
+        return whole(descent(Derandomization, problem, seed, k=k, **FIT | options).run().result()).M
+    if method == "best-scaled PCA":
+        return pca(problem, k)
+    A = next((sparse if method == "sparse random" else gaussian)(problem, k, 10**6 + seed))
+    return best_scaled(problem, A) if method == "best-scaled Gaussian" else A
+
+
+def run_dimensions(case: Row) -> Row:
+    """Worst distortion by each method."""
+    problem, k = problem_of(case["data"], points(case["data"], case["n"], case["seed"])), case["k"]
+    methods = [method for method in METHODS if k <= LARGEST or method not in SEEING[:2]]
+    return {method: distortion(problem, projection(method, problem, k, case["seed"])) for method in methods}
+
+
+def needed(worst: dict[int, float], epsilon: float) -> float:
+    """Whole k from which the worst distortion is at most ε, linear between those given (by k); inf if none."""
+    least = np.minimum.accumulate(list(worst.values()))
+    return float(np.ceil(np.interp(epsilon, least[::-1], list(worst)[::-1], left=inf)))
+
+
+class Timed(Derandomization):
+    """Notes when it was how good; ends after `limit` seconds of processor time, whatever else runs on the machine."""
+
+    def snapshot(self) -> None:
+        """Append a row to the history."""
+        super().snapshot()
+        self.history.setdefault("spent", []).append(time.process_time() - self.start)
+        if self.history["spent"][-1] > self.limit:
+            raise TimeoutError
+
+
+def times(seconds: float) -> list[float]:
+    """When the objectives are compared, in seconds: the last after `seconds`, each fifth after twice as many."""
+    return [seconds * 2 ** (i / 5) for i in range(-30, 1)]
+
+
+def run_objectives(case: Row) -> Row:
+    """Least worst distortion of M by each of the `times`, and the steps and σ that the descent came to."""
+    # In the row space from the start: else the sampled objective alone would work in all d dimensions.
+    problem, _ = row_space(problem_of(case["data"], points(case["data"], case["n"], case["seed"])))
+    options = OBJECTIVES_ON[case["data"]] | dict(objective=case["objective"], steps=10**9)
+    timed = descent(Timed, problem, case["seed"], **options)
+    timed.start, timed.limit = time.process_time(), case["seconds"]
+    with suppress(TimeoutError):
+        whole(timed.run())
+    # M = 0 before the first snapshot: distortion 1.
+    least = np.minimum.accumulate([1.0, *timed.history["distortion"]])
+    by_then = np.searchsorted(timed.history["spent"], times(case["seconds"]), side="right")
+    curve = {str(t): float(least[i]) for t, i in zip(times(case["seconds"]), by_then, strict=True)}
+    return curve | dict(steps=timed.t, sigma=timed.history["sigma"][-1])
+
+
+def run_generalization(case: Row) -> Row:
+    """Worst distortion by each method that sees the data: of the n points that it sees, and of the held-out points."""
+    X = points(case["data"], HELD_OUT + case["n"], case["seed"])
+    unseen, seen = problem_of(case["data"], X[:HELD_OUT]), problem_of(case["data"], X[HELD_OUT:])
+    row = {}
+    for method in SEEING:
+        M = projection(method, seen, HELD_OUT_K, case["seed"])
+        row |= {f"{method}, seen": distortion(seen, M), f"{method}, unseen": distortion(unseen, M)}
+    return row
+
+
+# --- figures and tables -----------------------------------------------------------------------------------------------
+
+
+def needed_quartiles(runs: list[dict[int, float]], epsilon: float) -> object:
+    """Quartiles over the runs of the k needed for ε; in words where a run needs less or more than it was given."""
+    needs, first, last = [needed(worst, epsilon) for worst in runs], min(runs[0]), max(runs[0])
+    if max(needs) in (first, inf):
+        return f"≤ {first}" if max(needs) == first else f"> {last} in {needs.count(inf)} of {len(needs)}"
+    return tuple(np.quantile(needs, [0.25, 0.5, 0.75]))
+
+
+def dimensions(options: Sweep, n: Size = 100) -> None:
+    """Worst distortion against k, and the k needed for a worst distortion of 0.5, 0.2 and 0.1."""
+    seeds = range(options.seeds)
+    cases = [dict(data=data, n=n, k=k, seed=seed) for data in DATA for k in DIMENSIONS for seed in seeds]
+    rows = sweep(run_dimensions, cases, "dimensions", options)
+    panels, body, theory = {}, [], {}
+    for data in DATA:
+        runs = {method: [{} for _ in seeds] for method in METHODS}
+        for row in (row for row in rows if row["data"] == data):
+            for method in METHODS & row.keys():
+                runs[method][row["seed"]][row["k"]] = row[method]
+        curves = {
+            method: {k: quartiles(rows, method, data=data, k=k) for k in each[0]} for method, each in runs.items()
+        }
+        panels[f"{n} {data}, d = {DATA[data]}"] = curves
+        # The norms of n vectors are distances of n + 1 points: the origin is the last.
+        asked = {int(johnson_lindenstrauss_min_dim(n + (data == "vectors"), eps=eps)): eps for eps in EPSILONS}
+        theory[data] = asked
+        body += [[data, eps, *(needed_quartiles(x, eps) for x in runs.values()), k] for k, eps in asked.items()]
+    figure = draw(
+        panels, [(BLUE, "o-"), (GREEN, "s-."), (RED, "v-"), (RED, "v:"), (ORANGE, "^--")], "dimensions kept, k"
+    )
+    for axes, asked in zip(figure.axes, theory.values(), strict=True):
+        axes.plot(*zip(*asked.items(), strict=True), "*", color="black", markersize=9, label="scikit-learn's bound")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+    legend_below(figure, 6)
+    header = ["data", "ε", *METHODS, "scikit-learn's bound"]
+    report("study_dimensions", header, body, figure, options.out)
+
+
+def objectives(options: Sweep, n: Size = 100, seconds: Positive = 6) -> None:
+    """The bound, the paper's tail and the authors' sampled objective at equal processor time (use --jobs 1)."""
+    names = ("bound", "tail", "sampled")
+    where = [dict(data=data, objective=name) for data in OBJECTIVES_ON for name in names]
+    cases = [x | dict(n=n, seconds=seconds, seed=seed) for x in where for seed in range(options.seeds)]
+    rows = sweep(run_objectives, cases, "objectives", options)
+    panels, body, shown = {}, [], times(seconds)[10::10]
+    for x in where:
+        curve = {t: quartiles(rows, str(t), **x) for t in times(seconds)}
+        title = f"{n} {x['data']}, d = {DATA[x['data']]}, k = {OBJECTIVES_ON[x['data']]['k']}"
+        panels.setdefault(title, {})[x["objective"]] = curve
+        body.append([*x.values(), *(curve[t] for t in shown), *(quartiles(rows, y, **x) for y in ("steps", "sigma"))])
+    figure = draw(panels, [(BLUE, "-"), (ORANGE, "--"), (RED, ":")], "processor time (s)")
+    legend_below(figure, 3)
+    header = ["data", "objective", *(f"after {t:.3g} s" for t in shown), "steps", "σ at the end"]
+    report("study_objectives", header, body, figure, options.out)
+
+
+def generalization(options: Sweep, n: tuple[Size, ...] = (25, 50, 100, 200, 400)) -> None:
+    """Worst distortion of held-out points of the same data, against the number of points that M was fitted to."""
+    cases = [dict(data=data, n=size, seed=seed) for data in DATA for size in n for seed in range(options.seeds)]
+    rows = sweep(run_generalization, cases, "generalization", options)
+    columns = [f"{method}, {which}" for method in SEEING for which in ("seen", "unseen")]
+    panels = {
+        f"{data}, d = {d}, k = {HELD_OUT_K}": {
+            column: {size: quartiles(rows, column, data=data, n=size) for size in n} for column in columns
+        }
+        for data, d in DATA.items()
+    }
+    styles = [(color, style) for color, mark in ((BLUE, "o"), (GREEN, "s"), (RED, "v")) for style in ("--", f"{mark}-")]
+    figure = draw(panels, styles, "points fitted to, n")
+    legend_below(figure, 3)
+    body = [
+        [data, size, *(curve[size] for curve in curves.values())]
+        for data, curves in zip(DATA, panels.values(), strict=True)
+        for size in n
+    ]
+    report("study_generalization", ["data", "n", *columns], body, figure, options.out)
+
+
+def draw(panels: dict[str, dict[str, dict]], styles: list[tuple[str, str]], xlabel: str) -> Figure:
+    """A panel a title: quartiles by the curve's name and x; styles: each curve's colour, marker and line."""
+    figure = Figure(figsize=(1 + 3.4 * len(panels), 4.2), layout="constrained")
+    for axes, (title, curves) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True):
+        for (name, curve), (color, style) in zip(curves.items(), styles, strict=True):
+            band(axes, list(curve), list(curve.values()), style, color=color, label=name)
+        axes.set(xscale="log", yscale="log", xlabel=xlabel, title=title)
+        q1, _, q3 = np.array([x for curve in curves.values() for x in curve.values()]).T
+        axes.set_ylim(0.6 * q1[q1 > 1e-13].min(), 1.5 * q3.max())  # PCA at k = d is exact but for rounding
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = axis.get_view_interval()
+            if high < 1000 * low:
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter("")
+    figure.axes[0].set_ylabel("worst distortion")
+    return figure
+
+
+STUDIES = dict(dimensions=dimensions, objectives=objectives, generalization=generalization)
+
+if __name__ == "__main__":
+    sys.exit(command_line(STUDIES, __doc__))
