@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -165,10 +165,24 @@ TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 NUMBER = re.compile(r'\[[^\]\n]*\](\([^()\s]*results/(\w+)\.json "([^"\n]+)"\))')
 
 
-def written(readme: Path) -> str:
-    """The README's text with the tables and numbers that the results give."""
-    text = TABLE.sub(lambda found: f"{found[1]}{table(found[2], readme.parent)}\n", readme.read_text(encoding="utf-8"))
-    return NUMBER.sub(lambda found: f"[{Cells().format(f'{{{found[3]}}}', **load(found[2]))}]{found[1]}", text)
+def written(readme: Path, missing: list[str] | None = None) -> str:
+    """The README's text with the tables and numbers that the results give; what of them is missing is left as it is."""
+
+    def known(text: Callable[[re.Match], str]) -> Callable[[re.Match], str]:
+        def replace(found: re.Match) -> str:
+            try:
+                return text(found)
+            except FileNotFoundError as error:
+                if missing is None:
+                    raise
+                missing.append(str(error))
+                return found[0]
+
+        return replace
+
+    text = readme.read_text(encoding="utf-8")
+    text = TABLE.sub(known(lambda found: f"{found[1]}{table(found[2], readme.parent)}\n"), text)
+    return NUMBER.sub(known(lambda found: f"[{Cells().format(f'{{{found[3]}}}', **load(found[2]))}]{found[1]}"), text)
 
 
 def readmes() -> list[Path]:
@@ -177,13 +191,15 @@ def readmes() -> list[Path]:
 
 
 def write() -> int:
-    """Write tables and numbers into the READMEs."""
+    """Write tables and numbers into the READMEs; those whose results are missing stay as they are, and are named."""
+    missing: list[str] = []
     for readme in readmes():
-        text = written(readme)
+        text = written(readme, missing)
         if text != readme.read_text(encoding="utf-8"):
             readme.write_text(text, encoding="utf-8")
             print(f"{readme.relative_to(ROOT)}: written")
-    return 0
+    print("\n".join(dict.fromkeys(missing)), file=sys.stderr)
+    return min(len(missing), 1)
 
 
 def differences() -> list[str]:

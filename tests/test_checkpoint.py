@@ -17,7 +17,7 @@ CASES = {
     "deep": "NeuralNetworks --depth 3 --width 24 --d 5 --k 2 --trained all --risk sampled --batch 64 --steps 1000 "
     "--lam 1e-3 --anneal --no-toy",
 }
-CHANGING = ("seconds", "versions", "config")
+CHANGING = ("seconds", "seconds_pgd", "versions", "config")
 
 
 def start(case: str, out: Path, *more: str | Path) -> subprocess.Popen:
@@ -80,7 +80,7 @@ def test_killed_runs_come_to_the_same_end(finished, tmp_path, kills):
 
 
 def test_a_killed_search_keeps_its_cuts_and_its_time(tmp_path):
-    case = "MAXCUT --n 120 --p 0.1"
+    case = "MAXCUT --n 50 --p 0.2"
     out = killed_and_resumed(f"{case} --seconds 4", tmp_path, 3, kills=1)
     found, curves = numbers(out)
     finish(start(f"{case} --seconds 1", tmp_path / "whole"))

@@ -72,8 +72,8 @@ def contents(out: Path) -> dict[str, object]:
                 found |= {f"{file.name}/{name}": x.tobytes() for name, x in arrays.items() if name != "seconds"}
         elif file.name == "results.json":
             results = json.loads(file.read_text())
-            del results["seconds"], results["versions"], results["config"]["out"]
-            found |= {f"results.json/{name}": value for name, value in results.items()}
+            del results["versions"], results["config"]["out"]
+            found |= {f"results.json/{name}": x for name, x in results.items() if not name.startswith("seconds")}
         else:
             found[file.name] = file.read_bytes()
     return found

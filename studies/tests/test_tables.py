@@ -118,8 +118,12 @@ def house(tmp_path, monkeypatch) -> Path:
 
 
 def test_rows_are_run_kept_and_written(house, capsys):
+    assert tables.write() == 1 and tables.run(("toy_other",)) == 0 and tables.write() == 1
+    assert "run toy_default" in capsys.readouterr().err
+    text = (house / "Toy" / "README.md").read_text()
+    assert "| old |" in text and "a toy" in text and "[..]" in text
     with pytest.raises(FileNotFoundError, match="run toy_default"):
-        tables.write()
+        tables.check()
     assert tables.run() == 0
     assert "toy_data: left alone, it needs --graphs" in capsys.readouterr().out
     assert tables.run(graphs=Path("/some/graphs")) == 0
