@@ -15,23 +15,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 import plot
+import run
 from compare import compare
 from data import check_memory, random_data, read_matrix
 from model import Pairs, Problem, Vectors
-from run import (
-    Checkpoint,
-    Count,
-    Device,
-    Momentum,
-    NotNegative,
-    Positive,
-    Seed,
-    command_line,
-    print_summary,
-    save,
-    whole_files,
-    writable,
-)
+from run import Count, Device, Momentum, NotNegative, Positive, Seed
 from train import Derandomization
 
 
@@ -118,8 +106,8 @@ def main(config: Config) -> bool:
     """Run the experiment, save its files, print the summary; returns whether Ctrl-C cut it short."""
     torch.set_num_threads(1)  # what is computed at a time fits in the cache: more would only wait for each other
     problem = read(config)
-    writable(config.out)
-    checkpoint = Checkpoint(config.checkpoint, config, [problem.X])
+    run.writable(config.out)
+    checkpoint = run.Checkpoint(config.checkpoint, config, [problem.X])
 
     start = time.perf_counter() - checkpoint.elapsed
     generator = torch.Generator(config.device).manual_seed(config.seed)
@@ -144,13 +132,13 @@ def main(config: Config) -> bool:
         "sigma": result.sigma,
         "tau": result.tau,
     } | compared.numbers()
-    with whole_files(config.out) as folder:
+    with run.whole_files(config.out) as folder:
         np.save(folder / "projection.npy", result.M.cpu().numpy())
         history = result.history | {"gaussian": compared.gaussian}
-        save(folder, config, results, plot.figures(result, compared, config), history=history)
-    print_summary(plot.summary(results, result, config))
+        run.save(folder, config, results, plot.figures(result, compared, config), history=history)
+    run.print_summary(plot.summary(results, result, config))
     return result.interrupted
 
 
 if __name__ == "__main__":
-    command_line(main, Config, __doc__)
+    run.command_line(main, Config, __doc__)
