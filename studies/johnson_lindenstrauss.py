@@ -172,7 +172,8 @@ def dimensions(options: Sweep, n: Size = 100) -> None:
         axes.xaxis.set_major_formatter("{x:g}")
     legend_below(figure, 6)
     header = ["data", "ε", *METHODS, "scikit-learn's bound"]
-    report("study_dimensions", header, body, figure, options.out)
+    easy = quartiles(rows, "derandomized", data="vectors", k=min(DIMENSIONS))[1]
+    report("study_dimensions", header, body, figure, options.out, {"vectors_least_k": easy, "least_k": min(DIMENSIONS)})
 
 
 def objectives(options: Sweep, n: Size = 100, seconds: Positive = 6) -> None:
@@ -190,7 +191,8 @@ def objectives(options: Sweep, n: Size = 100, seconds: Positive = 6) -> None:
     figure = draw(panels, [(BLUE, "-"), (ORANGE, "--"), (RED, ":")], "processor time (s)")
     legend_below(figure, 3)
     header = ["data", "objective", *(f"after {t:.3g} s" for t in shown), "steps", "σ at the end"]
-    report("study_objectives", header, body, figure, options.out)
+    last = {f"{x['objective']}_{x['data']}": quartiles(rows, str(times(seconds)[-1]), **x)[1] for x in where}
+    report("study_objectives", header, body, figure, options.out, last | {"seconds": seconds})
 
 
 def generalization(options: Sweep, n: tuple[Size, ...] = (25, 50, 100, 200, 400)) -> None:
@@ -212,7 +214,8 @@ def generalization(options: Sweep, n: tuple[Size, ...] = (25, 50, 100, 200, 400)
         for data, curves in zip(DATA, panels.values(), strict=True)
         for size in n
     ]
-    report("study_generalization", ["data", "n", *columns], body, figure, options.out)
+    most = {column: quartiles(rows, column, data="digits", n=max(n))[1] for column in columns} | {"n": max(n)}
+    report("study_generalization", ["data", "n", *columns], body, figure, options.out, most)
 
 
 def draw(panels: dict[str, dict[str, dict]], styles: list[tuple[str, str]], xlabel: str) -> Figure:
