@@ -9,7 +9,6 @@ vertex. Signs don't mind the scaling, so that the lemma holds for the scaled var
 """
 
 from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass
 from math import hypot, isfinite, log, pi, sqrt
 from typing import TYPE_CHECKING
@@ -88,12 +87,6 @@ class Rounding:
         """s_i = √(‖v_i‖² + ε²) of the scaled variables, u_i = v_i / s_i and α_i = μ_i / s_i."""
         s = (_row_sums(V.square()) + self.noise.to(V).square()).clamp_min(torch.finfo(V.dtype).tiny).sqrt()
         return s, V / s[:, None], mu / s
-
-    def to(self, dtype: torch.dtype) -> "Rounding":
-        """The same for V and mu of another precision."""
-        other = copy(self)
-        other.w, other._edges = self.w.to(dtype), self._edges.to(dtype)
-        return other
 
     def expected_cut(self, V: Tensor, mu: Tensor) -> Tensor:
         """E[cut] = Σ w_ij D_ij in the weights' unit; exact, twice differentiable in V and mu."""
@@ -311,7 +304,7 @@ class Derandomization(Descent):
         self.graph, self.config, self.pure = graph, config, config.algorithm != "default"
         self.exact = Rounding(graph, config.epsilon)
         # Single precision nearly halves the time of a step on a large graph; on a small one it saves nothing.
-        self.problem = self.exact.to(torch.float32) if graph.m > 10_000 else self.exact
+        self.problem = Rounding(graph, config.epsilon, torch.float32) if graph.m > 10_000 else self.exact
         root_d = self.problem.root_d.to(self.problem.w)
         self.V = (principal(V, config.rank).to(root_d) * root_d[:, None]).requires_grad_()
         self.mu = torch.zeros_like(root_d).requires_grad_()

@@ -22,16 +22,7 @@ warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # of ve
 def figures(
     graph: Graph, result: Result, still: Result | None, found: Search | None, results: dict, gw: np.ndarray
 ) -> dict[str, Figure]:
-    """All figures of a run by name.
-
-    Args:
-        graph: the graph; drawn if there is a `still`.
-        result: the run's.
-        still: that of the same run without perturbations.
-        found: the search.
-        results: what results.json holds.
-        gw: cut values of Goemans–Williamson's roundings.
-    """
+    """All figures of a run by name: results is what results.json holds, still the run without perturbations."""
     bounded = results["optimum"] is None
     ceiling = (results["upper_bound"], "upper bound") if bounded else (results["optimum"], "optimum")
     drawn = {
@@ -161,14 +152,7 @@ def draw(graph: Graph, s: np.ndarray, value: float) -> Figure:
 
 @rc_context(STYLE)
 def search(found: Search, end: float, gw: float, ceiling: float, ceiling_name: str) -> Figure:
-    """Best cut against time, for runs with `--seconds`.
-
-    Args:
-        found: the search.
-        end: seconds at the end.
-        gw: the best of Goemans–Williamson's roundings.
-        ceiling, ceiling_name: as in `cut`.
-    """
+    """Best cut against time up to `end`, for runs with `--seconds`; gw: the best of Goemans–Williamson's roundings."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes, best = figure.subplots(), found.best
     label = f"best cut so far: {best[-1]:.10g}"

@@ -4,6 +4,7 @@ import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TextIO
 
 import networkx as nx
 import numpy as np
@@ -194,42 +195,41 @@ def random_graph(n: int = 15, p: float = 0.6, seed: int = 42) -> Graph:
 
 
 def read_graph(path: Path) -> Graph:
-    """Graph from a file, by suffix: what NetworkX reads (`READERS`), else Gset/rudy (see `read_gset`).
+    """Graph from a file, by suffix: see `READERS`, else Gset/rudy (see `read_gset`).
 
     Raises:
         ValueError: the file is not what its suffix says, or not a graph that can be cut.
         OSError: the file cannot be read.
     """
-    reader = READERS.get(path.suffix.lower(), read_gset)
     try:
-        return reader(path)
+        with path.open(encoding="utf-8-sig") as file:
+            return READERS.get(path.suffix.lower(), read_gset)(file)
     except OSError:
         raise
     except Exception as error:  # parsers raise whatever they stumble on: KeyError, ParseError, UnicodeDecodeError, …
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
 
 
-def read_gset(path: Path) -> Graph:
+def read_gset(file: TextIO) -> Graph:
     """Graph from Gset/rudy format: a line `n m`, then m lines `i j w` (w may be left out), vertices from 1.
 
     Raises:
         ValueError: what does not fit the format, with its line.
     """
-    with path.open(encoding="utf-8-sig") as file:
-        header = file.readline(1000).split()
-        if len(header) != 2 or not all(field.isdecimal() for field in header):
-            raise ValueError(
-                f"line 1 is {' '.join(header)[:60]!r}, not 'n m' as in a Gset file; "
-                f"other formats go by suffix: {', '.join(READERS)}"
-            )
-        n, m = map(int, header)
-        if m == 0:
-            raise ValueError("the graph has no edges: there is nothing to cut")
-        if n > max(10**6, 100 * m):  # memory grows with n, whatever the size of the file
-            raise ValueError(f"line 1 announces {n} vertices and only {m} edges: more than this program takes")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # numpy's, of an empty file: said better below
-            edges = np.loadtxt(file, ndmin=2, comments=None)
+    header = file.readline(1000).split()
+    if len(header) != 2 or not all(field.isdecimal() for field in header):
+        raise ValueError(
+            f"line 1 is {' '.join(header)[:60]!r}, not 'n m' as in a Gset file; "
+            f"other formats go by suffix: {', '.join(READERS)}"
+        )
+    n, m = map(int, header)
+    if m == 0:
+        raise ValueError("the graph has no edges: there is nothing to cut")
+    if n > max(10**6, 100 * m):  # memory grows with n, whatever the size of the file
+        raise ValueError(f"line 1 announces {n} vertices and only {m} edges: more than this program takes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # numpy's, of an empty file: said better below
+        edges = np.loadtxt(file, ndmin=2, comments=None)
     if len(edges) != m:
         raise ValueError(f"line 1 announces {m} edges, the file has {len(edges)}: is it truncated?")
     if edges.shape[1] not in (2, 3):
@@ -239,11 +239,10 @@ def read_gset(path: Path) -> Graph:
     if len(wrong):
         i, j = ends[wrong[0]]
         raise ValueError(f"edge {wrong[0] + 1} is {i:g} – {j:g}; vertices are the whole numbers 1 … {n}")
-    i, j = ends.astype(np.int64).T - 1
-    return make_graph(n, i, j, edges[:, 2] if edges.shape[1] == 3 else None)
+    return make_graph(n, *ends.astype(np.int64).T - 1, edges[:, 2] if edges.shape[1] == 3 else None)
 
 
-def read_edge_list(path: Path) -> Graph:
+def read_edge_list(file: TextIO) -> Graph:
     """Graph from lines `u v` or `u v weight`, u and v any words; `#` starts a comment, parallel edges add up.
 
     Not NetworkX's reader, which passes over lines that it can't parse.
@@ -253,39 +252,26 @@ def read_edge_list(path: Path) -> Graph:
     """
     index: dict[str, int] = {}
     edges = []
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            fields = line.split("#")[0].split()
-            if not fields:
-                continue
-            try:
-                u, v, weight = fields if len(fields) == 3 else (*fields, 1)
-                edges.append((index.setdefault(u, len(index)), index.setdefault(v, len(index)), float(weight)))
-            except ValueError:
-                raise ValueError(f"line {number} is {line.strip()[:60]!r}, not 'u v' or 'u v weight'") from None
+    for number, line in enumerate(file, start=1):
+        fields = line.split("#")[0].split()
+        if not fields:
+            continue
+        try:
+            u, v, weight = fields if len(fields) == 3 else (*fields, 1)
+            edges.append((index.setdefault(u, len(index)), index.setdefault(v, len(index)), float(weight)))
+        except ValueError:
+            raise ValueError(f"line {number} is {line.strip()[:60]!r}, not 'u v' or 'u v weight'") from None
     if not edges:
         raise ValueError("the graph has no edges: there is nothing to cut")
     i, j, w = np.array(edges).T
     return make_graph(len(index), i, j, w, tuple(index))
 
 
-def read_adjacency_list(path: Path) -> Graph:
-    """Graph from lines `u v1 v2 …`, any words; `#` starts a comment, an edge may stand on both its ends' lines."""
-    with path.open(encoding="utf-8-sig") as file:
-        return from_networkx(nx.parse_adjlist(line.split("#")[0].strip() for line in file))
-
-
-def read_gml(path: Path) -> Graph:
-    """Graph from GML, UTF-8 allowed, which NetworkX's `read_gml` doesn't."""
-    with path.open(encoding="utf-8-sig") as file:
-        return from_networkx(nx.parse_gml(file))
-
-
 READERS = {
     ".edgelist": read_edge_list,
-    ".adjlist": read_adjacency_list,
-    ".graphml": lambda path: from_networkx(nx.read_graphml(path)),
-    ".gml": read_gml,
+    ".adjlist": lambda file: from_networkx(nx.parse_adjlist(line.split("#")[0].strip() for line in file)),
+    ".graphml": lambda file: from_networkx(nx.read_graphml(file.buffer)),
+    ".gml": lambda file: from_networkx(nx.parse_gml(file)),
 }
 """readers by suffix; every other suffix is read as Gset/rudy"""
 
