@@ -26,7 +26,7 @@ from main import Config
 from optimizer import Derandomization, Rounding, conditional_expectations
 from run import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, legend_below
 from sdp import goemans_williamson, solve_sdp, upper_bound
-from search import search, two_flips
+from search import Search, search, two_flips
 from sweep import FIGURES, command_line, report, whole
 from utilities import EXACT_LIMIT, Graph, cut_values, exact_maxcut, from_networkx, make_graph, random_graph, read_graph
 
@@ -104,12 +104,17 @@ def annealed(graph: Graph, seconds: float, seed: int) -> float:
     return run(max(10, int(100 * (seconds - few) / max(many - few, 1e-6))))[0]
 
 
-def ours(graph: Graph, V: Tensor, config: Config, generator: torch.Generator) -> tuple[float, object]:
-    """E[cut] where the descent ended, and the search from the cut that was made of it, with V as the relaxation."""
+def one_descent(graph: Graph, V: Tensor, generator: torch.Generator) -> tuple[float, float]:
+    """E[cut] where main.py's descent from these vectors ends, before any rounding, and the cut after it."""
+    descent = whole(Derandomization(graph, V, Config(), generator).run())
+    return descent.history["expected_cut"][-1], value(graph, descent.round().numpy())
+
+
+def ours(graph: Graph, V: Tensor, config: Config, generator: torch.Generator) -> Search:
+    """A descent and the search from its cut, within config.seconds, as in main.py with one thread."""
     since = time.perf_counter()
     descent = whole(Derandomization(graph, V, config, generator).run())
-    found = whole(search(graph, V, descent.round(), config, generator, since, upper_bound(graph, V)[0]))
-    return descent.history["expected_cut"][-1], found
+    return whole(search(graph, V, descent.round(), config, generator, since, upper_bound(graph, V)[0]))
 
 
 def cuts(
@@ -137,7 +142,7 @@ def cuts(
     if not seconds or not min(seconds) > 0:
         raise ValueError(f"--seconds is {seconds}; give one or more positive numbers")
     graphs, known = read_folder(folder, best_known)
-    longest = max(seconds)
+    seconds, longest = sorted(seconds), max(seconds)
     header = ["graph", "family", "n", "m", "reference", "E[cut], one descent", "its cut", "the same from random V"]
     header += [f"ours, {s:g} s" for s in seconds] + [f"annealing, {longest:g} s"]
     header += ["GW", f"GW and 1-flips, {longest:g} s", f"GW and 2-flips, {longest:g} s"]
@@ -153,9 +158,8 @@ def cuts(
             reference, what = known[name], "best known"
         elif graph.n <= EXACT_LIMIT:
             reference, what = exact_maxcut(graph)[0], "optimum"
-        runs = [ours(graph, V, Config(seconds=limit, seed=seed), generator) for limit in sorted(seconds)]
-        expected, found = runs[-1]
-        random = whole(Derandomization(graph, X, Config(), generator).run()).result().cut
+        (expected, first), (_, random) = (one_descent(graph, vectors, generator) for vectors in (V, X))
+        runs = [ours(graph, V, Config(seconds=limit), generator) for limit in seconds]
         rivals = {
             "simulated annealing": annealed(graph, longest, seed),
             "Goemans–Williamson": float(goemans_williamson(graph, V, ROUNDINGS, generator).max()),
@@ -164,9 +168,9 @@ def cuts(
         }
         for rival, cut in rivals.items():
             points[rival].append(1 - cut / reference)
-        lines[family(graph)].append((found.seconds, [1 - cut / reference for cut in found.best]))
+        lines[family(graph)].append((runs[-1].seconds, [1 - cut / reference for cut in runs[-1].best]))
         kinds = [name, family(graph), graph.n, graph.m, f"{reference:.10g} ({what})", f"{expected:.6g}"]
-        numbers = [found.best[0], random, *(run[1].best[-1] for run in runs), *rivals.values()]
+        numbers = [first, random, *(run.best[-1] for run in runs), *rivals.values()]
         body.append(kinds + [f"{cut:.10g} ({cut / reference:.2%})" for cut in numbers])
     name = f"benchmark_{folder.name if folder else 'cuts'}"
     report(name, header, body, draw_gaps(lines, points, longest), out)

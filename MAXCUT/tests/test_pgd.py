@@ -4,11 +4,12 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from pgd import FAILURE, PGD, certify, lambda_min, lipschitz
+from pgd import FAILURE, PGD, _recurrence, certify, lambda_min, lipschitz
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +96,13 @@ def test_is_the_algorithm_of_jin_et_al_to_the_step():
     pgd = descend(two_dimensional, y, steps=400, generator=torch.Generator().manual_seed(1), **options)
     assert pgd.converged and pgd.perturbations == 2 and len(path) > 100
     assert torch.allclose(y, remembered, atol=1e-12)
+
+
+@pytest.mark.parametrize("slope", [1e-5, -1e-5])
+def test_the_curvature_step_goes_the_way_that_leads_down(slope):
+    x = torch.zeros(2)
+    pgd = descend(lambda x: x[0] ** 2 - x[1] ** 2 + slope * x[1], x, steps=1, curvature=True)
+    assert pgd.perturbations == 1 and float(x[1].detach()) * slope < 0 and abs(float(x[1].detach())) > 1e-2
 
 
 def test_the_kick_is_uniform_in_the_ball():
@@ -184,6 +192,14 @@ def test_lambda_min_finds_one_small_negative_eigenvalue_of_a_wide_spectrum(n, pr
         assert planted - 1.1e-4 <= value <= planted + 1e-9
         direction = u - 2 * mirrors @ (mirrors.T @ u)
         assert abs(direction[100]) > 0.99
+
+
+def test_lanczos_vectors_stay_orthonormal_long_after_an_eigenvalue_has_converged():
+    """The failure probability rests on Σ_j (u·q_j)² ≤ 1; without reorthogonalization ghosts of the outlier come in."""
+    eigenvalues = np.append(np.linspace(-1, 1, 299), 1e3)
+    steps = _recurrence(lambda v: eigenvalues * v, np.random.default_rng(0).standard_normal(300))
+    Q = np.array([v for _, (*_, v) in zip(range(100), steps, strict=False)])
+    assert np.abs(Q @ Q.T - np.eye(100)).max() < 1e-8
 
 
 def test_lambda_min_fails_as_often_as_it_says(monkeypatch):
