@@ -1,0 +1,102 @@
+"""The studies of the projection measure what they say."""
+
+import sys
+from dataclasses import replace
+from math import inf, sqrt
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.random_projection import johnson_lindenstrauss_min_dim
+
+sys.path.insert(1, str(Path(__file__).parents[2] / "JohnsonLindenstrauss"))
+
+import johnson_lindenstrauss as study
+from johnson_lindenstrauss import DATA, DIMENSIONS, points, problem_of, projection, times
+from model import distortion
+from sweep import Sweep
+from train import Derandomization
+
+
+def test_needed_dimensions_between_those_that_were_run():
+    worst = {2: 0.5, 4: 0.25, 8: 0.125, 16: 0.2, 32: 0.025}
+    assert [study.needed(worst, epsilon) for epsilon in (0.7, 0.5, 0.375, 0.25, 0.24, 0.125)] == [2, 2, 3, 4, 5, 8]
+    assert study.needed(worst, 0.075) == 24  # the rise at 16 is no need
+    assert study.needed(worst, 0.02) == inf
+    runs = [{2: 0.5, 6: 0.1}, {2: 0.3, 6: 0.1}, {2: 0.7, 6: 0.3}]
+    assert study.needed_quartiles(runs, 0.7) == "≤ 2" and study.needed_quartiles(runs, 0.3) == (3, 4, 5)
+    assert study.needed_quartiles(runs, 0.1) == "> 6 in 1 of 3"
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_points_are_many_and_differ_from_seed_to_seed(data):
+    X = points(data, 30, seed=1)
+    assert X.shape == (30, DATA[data]) and len(np.unique(X, axis=0)) == 30
+    assert np.array_equal(X, points(data, 30, seed=1)) and not np.array_equal(X, points(data, 30, seed=2))
+
+
+def test_random_projections_know_nothing_of_the_data():
+    X = torch.from_numpy(points("Gaussian points", 20, seed=3))
+    A = projection("Gaussian", problem_of("Gaussian points", X.numpy()), 20, seed=3)
+    correlation = torch.corrcoef(torch.stack([A.flatten(), X.flatten()]))[0, 1]
+    assert abs(correlation) < 4 / sqrt(A.numel())
+
+
+def test_worst_distortion_by_dimension(monkeypatch):
+    monkeypatch.setitem(study.FIT, "steps", 300)
+    case = dict(data="digits", n=20, seed=0)
+    few, all_of_them = (study.run_dimensions(case | {"k": k}) for k in (8, 64))
+    assert few["derandomized"] < few["best-scaled PCA"] < few["best-scaled Gaussian"] < few["Gaussian"]
+    assert all_of_them["best-scaled PCA"] < 1e-12  # nothing is lost
+    # What Johnson and Lindenstrauss guarantee, with a probability that is no less than 1 − 2/n.
+    guaranteed = study.run_dimensions(case | {"k": int(johnson_lindenstrauss_min_dim(20, eps=0.5))})
+    assert set(guaranteed) == {"sparse random", "Gaussian", "best-scaled Gaussian"} and guaranteed["Gaussian"] < 0.5
+    assert max(DIMENSIONS) >= johnson_lindenstrauss_min_dim(100, eps=0.1)
+
+
+@pytest.mark.parametrize("objective", ["bound", "tail", "sampled"])
+@pytest.mark.parametrize("data", ["vectors", "digits"])
+def test_objectives_stop_in_time(data, objective):
+    row = study.run_objectives(dict(data=data, objective=objective, n=12, seconds=0.2, seed=0))
+    curve = [row[str(t)] for t in times(0.2)]
+    assert curve == sorted(curve, reverse=True) and 1 >= curve[0] and 1 > curve[-1] > 0
+    assert row["steps"] > 0 and 0 <= row["sigma"] < 1
+    assert times(0.2)[-1] == 0.2 and times(0.2)[-6] == pytest.approx(0.1)
+
+
+def test_seen_and_unseen(monkeypatch):
+    monkeypatch.setitem(study.FIT, "steps", 600)
+    row = study.run_generalization(dict(data="Gaussian points", n=12, seed=0))
+    for method in ("derandomized", "best-scaled PCA"):
+        assert row[f"{method}, seen"] < 0.5 < row[f"{method}, unseen"]  # there is nothing to learn from 12 points
+    X = points("Gaussian points", 212, seed=0)
+    unseen, seen = problem_of("Gaussian points", X[:200]), problem_of("Gaussian points", X[200:])
+    M = projection("best-scaled Gaussian", seen, 20, seed=0)
+    assert row["best-scaled Gaussian, seen"] == distortion(seen, M) < row["best-scaled Gaussian, unseen"]
+    assert row["best-scaled Gaussian, unseen"] == distortion(unseen, M)
+    assert distortion(seen, M) < distortion(seen, projection("Gaussian", seen, 20, seed=0))
+
+
+def test_a_run_that_ctrl_c_cuts_short_is_not_kept(monkeypatch):
+    def step(self: Derandomization) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Derandomization, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        study.run_dimensions(dict(data="vectors", n=5, k=2, seed=0))
+
+
+@pytest.mark.parametrize("name", study.STUDIES)
+def test_each_study_draws_its_figure_and_keeps_its_table(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(study.FIT, "steps", 20)
+    monkeypatch.setattr(study, "DIMENSIONS", [2, 8, 64, 128])
+    sizes = {"generalization": dict(n=(6, 9)), "objectives": dict(n=6, seconds=0.02), "dimensions": dict(n=6)}[name]
+    study.STUDIES[name](replace(Sweep(), seeds=1, out=tmp_path), **sizes)
+    text = (tmp_path / f"study_{name}.md").read_text()
+    assert text.strip() in capsys.readouterr().out
+    assert len(text.splitlines()) == 2 + {"dimensions": 9, "objectives": 6, "generalization": 6}[name]
+    torch.set_flush_denormal(False)  # which runs set
+    assert {file.name for file in tmp_path.glob(f"study_{name}.*")} >= {
+        f"study_{name}.{x}" for x in ("png", "pdf", "json")
+    }
