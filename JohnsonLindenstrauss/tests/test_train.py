@@ -229,11 +229,21 @@ def small_descent(kind: type[Pairs] | type[Vectors], **options: object) -> Deran
 
 
 @pytest.mark.parametrize("kind", [Vectors, Pairs])
-def test_steps_are_compared_by_the_f_of_now(kind):
+def test_steps_are_compared_by_the_f_of_now(kind, monkeypatch):
     """Between kicks f never rises at one τ, over all pairs, though it is computed over those that matter."""
     descent, problem = small_descent(kind, growth=1.05), kind(normal(60, 6))
     before, U = None, all_pairs(normal(60, 6)) if kind is Pairs else problem.X
-    few, scales = set(), set()
+    few, scales, stage = set(), set(), Derandomization.next_stage
+
+    def f_now() -> float:
+        M, t = descent.monotone.x
+        return anew(U, M, descent.scale * t, descent.tau, 1e-3).item()
+
+    def next_stage(self: Derandomization) -> None:
+        stage(self)
+        assert math.isinf(self.monotone.f) or self.monotone.f == pytest.approx(f_now(), rel=1e-9)
+
+    monkeypatch.setattr(Derandomization, "next_stage", next_stage)
     while descent.tau < 1000 and descent.t < 3000:
         if descent.due():
             descent.snapshot()
@@ -241,10 +251,8 @@ def test_steps_are_compared_by_the_f_of_now(kind):
         descent.t += 1
         few.add(descent.few.N)
         scales.add(descent.scale)
-        M, t = descent.monotone.x
-        f = anew(U, M, descent.scale * t, descent.tau, 1e-3).item()
+        f, now = f_now(), (descent.tau, descent.pgd.perturbations)
         assert descent.monotone.f == pytest.approx(f, rel=1e-9)
-        now = (descent.tau, descent.pgd.perturbations)
         assert before is None or before[0] != now or f <= before[1] + 1e-12
         before = (now, f)
     assert descent.tau > 1000 and len(scales) == 2 and (kind is Vectors or len(few) > 5)
