@@ -13,7 +13,6 @@ from main import Config
 from model import Pairs, Vectors
 
 
-
 def draw(number: int) -> tuple[np.ndarray, str, int, dict]:
     """Data, problem, k and options of the problem with this number."""
     rng = np.random.default_rng([1, number])
