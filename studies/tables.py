@@ -70,7 +70,9 @@ def load(name: str) -> dict:
     """results/NAME.json."""
     file = RESULTS / f"{name}.json"
     if not file.exists():
-        raise FileNotFoundError(f"{file.relative_to(ROOT)} is not there: python studies/tables.py run {name}")
+        study = name.startswith(("study_", "benchmark_"))
+        source = f"studies/ writes it, {name.split('_')[1]}" if study else f"python studies/tables.py run {name}"
+        raise FileNotFoundError(f"{file.relative_to(ROOT)} is not there: {source}")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
@@ -187,7 +189,7 @@ def written(readme: Path, missing: list[str] | None = None) -> str:
 
 def readmes() -> list[Path]:
     """The READMEs that have numbers."""
-    return sorted([ROOT / "README.md", *ROOT.glob("*/README.md")])
+    return sorted([ROOT / "README.md", *ROOT.glob("[!.]*/README.md")])
 
 
 def write() -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-READMES = sorted([ROOT / "README.md", *ROOT.glob("*/README.md")])
+READMES = sorted([ROOT / "README.md", *ROOT.glob("[!.]*/README.md")])
 TEXTS = {readme.parent.relative_to(ROOT): readme.read_text(encoding="utf-8") for readme in READMES}
 
 
