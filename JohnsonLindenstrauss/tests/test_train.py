@@ -347,3 +347,10 @@ def test_a_slow_saddle_is_left():
 def test_the_pure_algorithm_says_where_it_diverges():
     with pytest.raises(FloatingPointError, match="f is inf"):
         small_descent(Vectors, algorithm="1", lr=100.0).run()
+
+
+def test_the_rule_sleeps_while_f_changes():
+    """However large ρ is, PGD neither kicks nor stops before τ has arrived."""
+    descent = small_descent(Vectors, rho=1e3, tau=50.0, growth=1.05, patience=5).run()
+    arrived = descent.history["step"][descent.history["tau"].index(50.0)]
+    assert descent.kicks[0] == 0 and descent.kicks[1] >= arrived - 10 > 100 and descent.pgd.converged
