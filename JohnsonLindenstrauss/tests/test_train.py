@@ -260,18 +260,26 @@ def test_steps_are_compared_by_the_f_of_now(kind, monkeypatch):
 
 @pytest.mark.parametrize("kind", [Vectors, Pairs])
 def test_a_descent_that_is_gone_on_with_comes_to_the_same_end(kind, tmp_path, monkeypatch):
-    options, step = dict(steps=1050, growth=1.1), Derandomization.step
+    options, step, rates = dict(steps=1050, growth=1.1), Derandomization.step, []
+
+    def watched(self: Derandomization) -> None:
+        step(self)
+        rates.append(self.pgd.param_groups[0]["lr"])
+
+    monkeypatch.setattr(Derandomization, "step", watched)
     whole = small_descent(kind, **options).run()
+    # between two stages, and where the next step undoes the one before
+    when = next(t for t in range(901, 1050) if t % 10 and rates[t] < rates[t - 1])
 
     def interrupted(self: Derandomization) -> None:
-        if self.t == 937:  # between two stages
+        if self.t == when:
             raise KeyboardInterrupt
         step(self)
 
     first = small_descent(kind, **options)
     file = tmp_path / "run.checkpoint"
     checkpoint = Checkpoint(file, first.config, [first.problem.X])
-    checkpoint.keep = lambda part, state: first.t == 937 and Checkpoint.keep(checkpoint, part, state, finished=True)
+    checkpoint.keep = lambda part, state: first.t == when and Checkpoint.keep(checkpoint, part, state, finished=True)
     monkeypatch.setattr(Derandomization, "step", interrupted)
     assert first.run(checkpoint).interrupted
     monkeypatch.setattr(Derandomization, "step", step)
@@ -300,6 +308,7 @@ def test_pure_algorithms_do_nothing_else(kind, algorithm):
         M, s = M.requires_grad_(), s.requires_grad_()
         return [g.detach() for g in torch.autograd.grad(anew(U, M, s, tau, 0.1), [M, s])]
 
+    randomness = descent.generator.get_state()
     assert not descent.params["M"].any() and descent.params["t"].item() == pytest.approx(math.sqrt(6))
     while not descent.pgd.converged and descent.t < 6000:
         M, s = descent.point()
@@ -321,6 +330,7 @@ def test_pure_algorithms_do_nothing_else(kind, algorithm):
             after = descent.t if algorithm == "1" else after
         descent.t += 1
     assert descent.pgd.converged and perturbed and descent.tau == pytest.approx(tau)
+    assert torch.equal(descent.generator.get_state(), randomness) == (algorithm == "2")  # which follows curvature
     result = descent.result()
     assert result.certificate.is_sosp and result.sigma < 1e-3 and result.M.norm() > 1
     assert result.certificate.w_norm <= result.certificate.lemma_bound  # K is small at this τ: the lemma itself speaks
