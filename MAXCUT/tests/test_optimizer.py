@@ -281,13 +281,14 @@ def test_the_descent_starts_at_goemans_williamson():
 def test_few_seconds_plan_few_steps_and_a_resumed_descent_keeps_its_plan():
     graph, g = random_graph(), generator()
     V = solve_sdp(graph, generator=g)
-    few, many = (Derandomization(graph, V, Config(seconds=seconds), g) for seconds in (1e-3, 1e3))
+    few, many = (Derandomization(graph, V, Config(seconds=x), generator(seed)) for x, seed in ((1e-3, 1), (1e3, 2)))
     assert (few.steps, many.steps) == (300, 1500)
     for _ in range(10):
         few.step()
         few.t += 1
     many.load_state_dict(few.state_dict())
     assert (many.steps, many.t, many.lam) == (300, 10, few.lam) and torch.equal(many.V, few.V)
+    assert torch.equal(many.generator.get_state(), few.generator.get_state()) and many.row() == few.row()
 
 
 def test_the_same_seed_gives_the_same_run():
