@@ -76,7 +76,9 @@ class Config:
     rank: Count = 8
     """columns of V kept after the SDP, its principal ones"""
     seconds: Positive | None = None
-    """use so much time, the relaxation's included, for more than one SOSP, and keep the best; none: one SOSP"""
+    """so much time, from start to end, for more than one SOSP, of which the best is kept; none: one SOSP"""
+    descents: Count | None = None
+    """end the search after so many descents, whatever the seconds; with one thread the same cut in every run"""
     roundings: Annotated[int, Field(ge=1, le=10**6)] = 1000
     """Goemans–Williamson roundings, the baseline"""
     seed: Seed = 0
@@ -89,8 +91,8 @@ class Config:
     """folder for the figures, cut.txt, history.npz and results.json"""
 
     def __post_init__(self) -> None:
-        if self.algorithm != "default" and self.seconds is not None:
-            raise ValueError("--algorithm 1 and 2 make one descent and no search: leave --seconds or --algorithm out")
+        if self.algorithm != "default" and (self.seconds or self.descents):
+            raise ValueError("--algorithm 1 and 2 make one descent and no search: leave --seconds and --descents out")
 
 
 def main(config: Config) -> bool:
@@ -98,29 +100,29 @@ def main(config: Config) -> bool:
     graph = random_graph(config.n, config.p, config.graph_seed) if config.graph is None else read_graph(config.graph)
     writable(config.out)
     checkpoint = Checkpoint(config.checkpoint, config, [torch.tensor(graph.n), graph.i, graph.j, graph.w])
-    cores = torch.get_num_threads()
-    torch.set_num_threads(threads(graph, cores))
+    torch.set_num_threads(threads(graph, cores := torch.get_num_threads()))
     torch.set_flush_denormal(True)  # densities of decided vertices underflow, and subnormal numbers are slow
     graph, generator = graph.to(config.device), torch.Generator(config.device).manual_seed(config.seed)
 
     since = time.perf_counter() - checkpoint.elapsed
     V = solve_sdp(graph, generator=generator)
     bound, proof = upper_bound(graph, V)
+    other = torch.Generator(config.device).manual_seed(config.seed + 1)  # the descent doesn't mind the roundings
+    gw = goemans_williamson(graph, V, config.roundings, other).cpu().numpy()
     relaxed = time.perf_counter()
     descent, found = Derandomization(graph, V, config, generator).run(checkpoint), None
     s = descent.round()
-    if config.seconds is not None and not descent.interrupted:
+    if (config.seconds or config.descents) and not descent.interrupted:
+        reserve = 1 + 0.6 * (time.perf_counter() - relaxed)  # for the figures, and for the SOSP at the best cut
         workers = min(4, cores) if config.device == "cpu" else 1
-        found = search(graph, V, s, config, generator, since, bound, workers, checkpoint)
+        found = search(graph, V, s, config, generator, since, bound, workers, checkpoint, reserve)
         s = torch.from_numpy(found.best_cut()).to(s)
         descent.plant(s)
     result = descent.result(s)
     descended = time.perf_counter()
-    gw = goemans_williamson(graph, V, config.roundings, generator).cpu().numpy()
-    rounded = time.perf_counter()
     optimum, still = exact_maxcut(graph)[0] if graph.n <= EXACT_LIMIT else None, None
     if graph.n <= DRAWN:  # at the saddle the curvature is of order 1/ε: smaller steps, so that the run settles there
-        unperturbed = replace(config, radius=0.0, algorithm="default", seconds=None, lr=config.lr / 3)
+        unperturbed = replace(config, radius=0.0, algorithm="default", seconds=None, descents=None, lr=config.lr / 3)
         still = Derandomization(graph, V, unperturbed, generator).run().result()
 
     results = dict(experiment="MAXCUT", n=graph.n, m=graph.m, cut=result.cut, optimum=optimum, sigma=result.sigma)
@@ -128,7 +130,7 @@ def main(config: Config) -> bool:
     results |= dict(upper_bound=bound, upper_bound_proof=proof, sdp_value=sdp_value(graph, V))
     results |= dict(gw_mean=gw.mean(), gw_best=gw.max(), descents=1 + (found.descents if found else 0))
     results |= dict(steps=result.steps, perturbations=len(result.kicks), certificate=asdict(result.certificate))
-    results |= dict(seconds=rounded - since, seconds_pgd=descended - relaxed + checkpoint.elapsed)
+    results |= dict(seconds=descended - since, seconds_pgd=descended - relaxed + checkpoint.elapsed)
     history = result.history | {"kicks": result.kicks, "gw": gw}
     if found is not None:
         history |= {"search_seconds": found.seconds, "search_cut": found.best}

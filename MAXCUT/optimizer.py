@@ -353,8 +353,9 @@ class Derandomization(Descent):
         self.pgd.step(self._closure)
 
     def due(self) -> bool:
-        """About a hundred times a run, or thirty where E[cut] takes as long as some steps."""
-        return self.t % max(1, self.steps // (100 if self.graph.m <= 10_000 else 30)) == 0
+        """About a hundred times a run; thirty, and in thirty steps once, where E[cut] takes as long as some steps."""
+        least, most = (1, 100) if self.graph.m <= 10_000 else (30, 30)
+        return self.t % max(least, self.steps // most) == 0
 
     @torch.no_grad()
     def row(self) -> dict[str, float]:
@@ -395,9 +396,9 @@ class Derandomization(Descent):
 
         Every cut, however bad, is an SOSP at V = 0 and large |μ|; of the search's cut this shows no more.
         """
-        length = self.config.epsilon * self.problem.root_d.to(self.V)[:, None]
+        length = 1e-3 * self.config.epsilon * self.problem.root_d.to(self.V)[:, None]
         self.V *= length / self.V.norm(dim=1, keepdim=True).clamp_min(1e-30)
-        self.mu.copy_(6 * self.problem.noise * s)
+        self.mu.copy_(8 * self.problem.noise * s)
         self.pgd = self._pgd(self.generator)
         for _ in range(self.steps):
             self.step()

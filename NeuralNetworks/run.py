@@ -83,7 +83,7 @@ class Checkpoint:
         self.file, self.elapsed, self._parts, self._due = file, 0.0, {}, -float("inf")
         if file is None:
             return
-        free = ("graph", "data", "seconds", "checkpoint", "out")
+        free = ("graph", "data", "seconds", "descents", "checkpoint", "out")
         digest = hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in data)).hexdigest()
         flags = {f"--{k.replace('_', '-')}": str(v) for k, v in asdict(config).items() if k not in free}
         self._identity = flags | {"the data": digest}

@@ -7,31 +7,31 @@ python studies/benchmark.py steps                           time of a step again
 import csv
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(1, str(Path(__file__).parents[1] / "MAXCUT"))
 
 import networkx as nx
 import numpy as np
 import torch
-from dwave.samplers import SimulatedAnnealingSampler
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
+from kernel import value
 from main import Config
-from optimizer import Derandomization, Rounding, conditional_expectations
-from run import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, legend_below
+from optimizer import Derandomization, Rounding
+from rivals import RIVALS
+from run import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, Count, legend_below
 from sdp import goemans_williamson, solve_sdp, upper_bound
-from search import Search, search, two_flips
-from sweep import FIGURES, command_line, report, whole
-from utilities import EXACT_LIMIT, Graph, cut_values, exact_maxcut, from_networkx, make_graph, random_graph, read_graph
+from sweep import FIGURES, Row, Sweep, command_line, report, sweep, whole
+from utilities import EXACT_LIMIT, Graph, exact_maxcut, from_networkx, make_graph, random_graph, read_graph
 
 ROUNDINGS = 1000
-COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
+COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, GREY, SKY)
+"""of the rivals, in their order"""
 
 
 def torus(side: int, seed: int) -> Graph:
@@ -70,110 +70,83 @@ def family(graph: Graph) -> str:
     return kind + (" ±" if float(graph.w.min()) < 0 else "")
 
 
-def value(graph: Graph, s: np.ndarray) -> float:
-    """Cut value of sides s (n,) of ±1."""
-    return float(cut_values(graph, torch.from_numpy(s)))
-
-
-def flipped(graph: Graph, V: Tensor, flips: Callable, seconds: float, generator: torch.Generator) -> float:
-    """Best of as many Goemans–Williamson roundings as the time allows, each improved by `flips`."""
-    best, end = 0.0, time.perf_counter() + seconds
-    while True:
-        s = (V @ torch.randn(V.shape[1], generator=generator)).sign().double().numpy()
-        best = max(best, value(graph, flips(graph, s)))
-        if time.perf_counter() > end:
-            return best
-
-
-def annealed(graph: Graph, seconds: float, seed: int) -> float:
-    """Simulated annealing of dwave-samplers, its own defaults but for the sweeps: one run that takes all of the time.
-
-    Energies Σ w_ij s_i s_j; the time a sweep takes is measured before, and does not count.
-    """
-    sampler = SimulatedAnnealingSampler()
-    edges = zip(zip(graph.i.tolist(), graph.j.tolist(), strict=True), graph.w.tolist(), strict=True)
-    problem = (dict.fromkeys(range(graph.n), 0.0), dict(edges))
-
-    def run(sweeps: int) -> tuple[float, float]:
-        start = time.perf_counter()
-        sample = sampler.sample_ising(*problem, num_reads=1, num_sweeps=sweeps, seed=seed)
-        s = np.array([sample.first.sample[v] for v in range(graph.n)], dtype=float)
-        return value(graph, s), time.perf_counter() - start
-
-    few, many = run(10)[1], run(110)[1]
-    return run(max(10, int(100 * (seconds - few) / max(many - few, 1e-6))))[0]
-
-
 def one_descent(graph: Graph, V: Tensor, generator: torch.Generator) -> tuple[float, float]:
     """E[cut] where main.py's descent from these vectors ends, before any rounding, and the cut after it."""
     descent = whole(Derandomization(graph, V, Config(), generator).run())
     return descent.history["expected_cut"][-1], value(graph, descent.round().numpy())
 
 
-def ours(graph: Graph, V: Tensor, config: Config, generator: torch.Generator) -> Search:
-    """A descent and the search from its cut, within config.seconds, as in main.py with one thread."""
-    since = time.perf_counter()
-    descent = whole(Derandomization(graph, V, config, generator).run())
-    return whole(search(graph, V, descent.round(), config, generator, since, upper_bound(graph, V)[0]))
+def compete(case: Row) -> Row:
+    """The rival's curve: when it had which cut."""
+    graph = read_folder(Path(case["folder"]) if case["folder"] else None, None)[0][case["graph"]]
+    return {"curve": RIVALS[case["rival"]](graph, case["seconds"], case["seed"])}
+
+
+def controls(case: Row) -> Row:
+    """One descent from the relaxation's vectors and from random ones, its bound, and Goemans–Williamson."""
+    graph = read_folder(Path(case["folder"]) if case["folder"] else None, None)[0][case["graph"]]
+    generator = torch.Generator().manual_seed(case["seed"])
+    V = solve_sdp(graph, generator=generator)
+    X = normalize(torch.randn(V.shape, generator=generator))
+    (expected, first), (_, random) = (one_descent(graph, vectors, generator) for vectors in (V, X))
+    gw = float(goemans_williamson(graph, V, ROUNDINGS, generator).max())
+    optimum = exact_maxcut(graph)[0] if graph.n <= EXACT_LIMIT else None
+    return dict(expected=expected, first=first, random=random, gw=gw, bound=upper_bound(graph, V)[0], optimum=optimum)
 
 
 def cuts(
     folder: Path | None = None,
     /,
     seconds: tuple[float, ...] = (1.0,),
+    rivals: tuple[Literal[*RIVALS], ...] = tuple(RIVALS),
     best_known: Path | None = None,
-    seed: int = 0,
+    seeds: Count = 1,
     out: Path = FIGURES,
 ) -> None:
-    """Our cuts beside rivals that get as many seconds, all of them one thread, and beside best known values.
+    """Our cuts beside rivals' that get as many seconds on as many cores, and beside best known values.
 
-    Rivals: Goemans–Williamson (1000 roundings), the same with our flips of one and of two vertices after each rounding,
-    simulated annealing (dwave-samplers). Controls: our first descent, and the one from random vectors instead of the
-    relaxation's. The relaxation's own time is not counted.
+    All of the time counts, ours for the relaxation too. Controls: E[cut] where our first descent ends, the cut after
+    it, the cut after one from random vectors instead of the relaxation's, and Goemans–Williamson's 1000 roundings.
 
     Args:
         folder: of graphs, in any format that main.py reads; none: a few small random ones.
-        seconds: time for each run; the rivals' columns are for the largest.
+        seconds: time for each run.
+        rivals: who takes part.
         best_known: CSV file with columns instance (a file's name without suffix) and best_known; default
             best_known.csv in the folder. Where it says nothing, the optimum of small graphs or the bound stands in.
-        seed: of everything random.
+        seeds: so many runs of each; the table has their median.
         out: for the figure and the table, benchmark_<name of the folder>, or benchmark_cuts.
     """
     if not seconds or not min(seconds) > 0:
         raise ValueError(f"--seconds is {seconds}; give one or more positive numbers")
     graphs, known = read_folder(folder, best_known)
-    seconds, longest = sorted(seconds), max(seconds)
+    where, name = str(folder.resolve()) if folder else "", f"benchmark_{folder.name if folder else 'cuts'}"
+    options = Sweep(seeds=seeds, out=out)
+    base = [dict(folder=where, graph=graph) for graph in graphs]
+    alone = {row["graph"]: row for row in sweep(controls, [case | dict(seed=0) for case in base], name, options)}
+    asked = [dict(rival=rival, seconds=limit) for limit in sorted(seconds) for rival in rivals]
+    cases = [case | ask | dict(seed=seed) for case in base for ask in asked for seed in range(seeds)]
+    rows = [row | {"cut": row["curve"][-1][1]} for row in sweep(compete, cases, name, options) if row["curve"]]
     header = ["graph", "family", "n", "m", "reference", "E[cut], one descent", "its cut", "the same from random V"]
-    header += [f"ours, {s:g} s" for s in seconds] + [f"annealing, {longest:g} s"]
-    header += ["GW", f"GW and 1-flips, {longest:g} s", f"GW and 2-flips, {longest:g} s"]
-    body, lines, points = [], defaultdict(list), defaultdict(list)
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(1)
-    for name, graph in tqdm(graphs.items(), unit=" graphs", disable=None, leave=False):
-        generator = torch.Generator().manual_seed(seed)
-        V = solve_sdp(graph, generator=generator)
-        X = normalize(torch.randn(V.shape, generator=generator))
-        reference, what = upper_bound(graph, V)[0], "bound"
-        if name in known:
-            reference, what = known[name], "best known"
-        elif graph.n <= EXACT_LIMIT:
-            reference, what = exact_maxcut(graph)[0], "optimum"
-        (expected, first), (_, random) = (one_descent(graph, vectors, generator) for vectors in (V, X))
-        runs = [ours(graph, V, Config(seconds=limit), generator) for limit in seconds]
-        rivals = {
-            "simulated annealing": annealed(graph, longest, seed),
-            "Goemans–Williamson": float(goemans_williamson(graph, V, ROUNDINGS, generator).max()),
-            "and 1-flips": flipped(graph, V, conditional_expectations, longest, generator),
-            "and 2-flips": flipped(graph, V, two_flips, longest, generator),
-        }
-        for rival, cut in rivals.items():
-            points[rival].append(1 - cut / reference)
-        lines[family(graph)].append((runs[-1].seconds, [1 - cut / reference for cut in runs[-1].best]))
-        kinds = [name, family(graph), graph.n, graph.m, f"{reference:.10g} ({what})", f"{expected:.6g}"]
-        numbers = [first, random, *(run.best[-1] for run in runs), *rivals.values()]
-        body.append(kinds + [f"{cut:.10g} ({cut / reference:.2%})" for cut in numbers])
-    name = f"benchmark_{folder.name if folder else 'cuts'}"
-    report(name, header, body, draw_gaps(lines, points, longest), out)
+    header += [f"GW, best of {ROUNDINGS}", *(f"{ask['rival']}, {ask['seconds']:g} s" for ask in asked)]
+    body, gaps = [], []
+    for graph_name, graph in graphs.items():
+        row = alone[graph_name]
+        reference, what = (row["bound"], "bound") if row["optimum"] is None else (row["optimum"], "optimum")
+        if graph_name in known:
+            reference, what = known[graph_name], "best known"
+        numbers = [row["first"], row["random"], row["gw"]]
+        for ask in asked:
+            found = [row for row in rows if (ask | {"graph": graph_name}).items() <= row.items()]
+            numbers.append(float(np.median([row["cut"] for row in found])) if found else None)
+            gaps += [
+                (family(graph), ask["rival"], ask["seconds"], [(t, 1 - cut / reference) for t, cut in row["curve"]])
+                for row in found
+            ]
+        shares = ["–" if cut is None else f"{cut:.10g} ({cut / reference:.2%})" for cut in numbers]
+        kinds = [graph_name, family(graph), graph.n, graph.m, f"{reference:.10g} ({what})", f"{row['expected']:.6g}"]
+        body.append(kinds + shares)
+    report(name, header, body, draw_gaps(gaps, max(seconds)), out)
 
 
 def steps(edges: tuple[float, ...] = (1e4, 3e4, 1e5, 3e5, 1e6, 5e6), repeats: int = 5, out: Path = FIGURES) -> None:
@@ -210,20 +183,30 @@ def steps(edges: tuple[float, ...] = (1e4, 3e4, 1e5, 3e5, 1e6, 5e6), repeats: in
     report("benchmark_steps", ["vertices", "edges", "ms a step", "ns an edge"], body, figure, out, {"exponent": slope})
 
 
-def draw_gaps(lines: dict[str, list], points: dict[str, list[float]], end: float) -> Figure:
-    """Relative gap to the reference against seconds, a line a graph, a colour a family; rivals at the end."""
-    figure, least = Figure(figsize=(6.4, 5.2), layout="constrained"), 1e-5  # a gap of 0, on a logarithmic axis
-    axes = figure.subplots()
-    for color, (name, graphs) in zip(COLORS, sorted(lines.items()), strict=False):
-        for seconds, gap in graphs:
-            left = np.maximum([*gap, gap[-1]], least)
-            axes.step([*seconds, end], left, where="post", color=color, linewidth=1.5, label=f"ours, {name}")
-    for place, (marker, (name, gap)) in enumerate(zip("x+v^", points.items(), strict=True)):
-        x = np.full(len(gap), end * 1.15 ** (place + 1))
-        axes.plot(x, np.maximum(gap, least), marker, color=GREY, label=name)
-    axes.axhline(least, color="black", linewidth=0.8, linestyle=":", label="no gap")
-    axes.set(xscale="log", yscale="log", xlabel="seconds", ylabel="gap to the reference")
-    legend_below(figure)
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def draw_gaps(gaps: list[tuple[str, str, float, list]], end: float) -> Figure:
+    """Relative gap to the reference against seconds: a panel a family, a colour a rival, a line a run of `end` s."""
+    families = sorted({kind for kind, *_ in gaps})
+    columns, least = min(3, len(families)), 1e-5  # a gap of 0, on a logarithmic axis
+    height = -(-len(families) // columns)
+    figure = Figure(figsize=(3.6 * columns + 0.6, 2.9 * height + 1), layout="constrained")
+    panels = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes, kind in zip(panels, families, strict=False):
+        for color, rival in zip(COLORS, RIVALS, strict=True):
+            runs = [run for *what, limit, run in gaps if what == [kind, rival] and limit == end]
+            for run in runs or [[]]:  # an empty line, so that every panel has the whole legend
+                t, gap = np.array(run).reshape(-1, 2).T
+                t, gap = (np.append(t, end), np.append(gap, gap[-1])) if len(t) else (t, gap)
+                axes.step(t, np.maximum(gap, least), where="post", color=color, linewidth=1.4, label=rival)
+        axes.axhline(least, color="black", linewidth=0.8, linestyle=":", label="no gap")
+        axes.set(xscale="log", yscale="log", title=kind)
+    for axes in panels[len(families) :]:
+        axes.set_axis_off()
+    figure.supxlabel("seconds", fontsize=11)
+    figure.supylabel("gap to the reference", fontsize=11)
+    legend_below(figure, columns=3)
     return figure
 
 

@@ -117,10 +117,16 @@ def _work(run: Callable[[Row], Row], case: Row, file: Path) -> None:
 
 
 def fingerprint(run: Callable[[Row], Row]) -> str:
-    """Hash of the sources that a run's numbers depend on: the experiment's, and its study's down to `# --- figures`."""
+    """Hash of the sources that a run's numbers depend on: the experiment's, and its study's down to `# --- figures`.
+
+    Other methods' count too: peers.py and rivals.py.
+    """
     sources = [file.read_bytes() for file in sorted(EXPERIMENT.glob("*.py")) if file.name != "plot.py"]
-    study = Path(run.__code__.co_filename).read_bytes()
-    return joblib.hash([*sources, study.split(b"\n# --- figures")[0]])
+    study = Path(run.__code__.co_filename)
+    sources += [
+        (study.parent / name).read_bytes() for name in ("peers.py", "rivals.py") if (study.parent / name).exists()
+    ]
+    return joblib.hash([*sources, study.read_bytes().split(b"\n# --- figures")[0]])
 
 
 def whole(result: Any) -> Any:

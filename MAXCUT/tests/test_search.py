@@ -7,17 +7,32 @@ import numpy as np
 import pytest
 import torch
 
-import search as module
+from kernel import kernel
 from main import Config
 from optimizer import Derandomization
+from population import Search, unite
 from run import Checkpoint
 from sdp import solve_sdp, upper_bound
-from search import Search, search, two_flips, unite
-from utilities import Graph, cut_values, exact_maxcut, from_networkx, make_graph, random_graph
+from search import Reheating, search
+from utilities import cut_values, exact_maxcut, from_networkx, make_graph, random_graph
+from ways import WAYS
 
 
-def value(graph, s) -> float:
+def cut_of(graph, s) -> float:
     return float(cut_values(graph, torch.from_numpy(np.asarray(s, dtype=float))))
+
+
+def started(graph) -> Search:
+    return Search.of(kernel(graph), np.ones(graph.n), 0.0)
+
+
+def searched(graph, file=None, descents=60, seed=0, **options) -> Search:
+    V = solve_sdp(graph, generator=torch.Generator().manual_seed(0))
+    config, generator = Config(descents=descents), torch.Generator().manual_seed(seed)
+    checkpoint = Checkpoint(file, config, [graph.w])
+    return search(
+        graph, V, torch.ones(graph.n), config, generator, time.perf_counter(), checkpoint=checkpoint, **options
+    )
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -26,7 +41,7 @@ def test_united_cuts_are_at_least_as_good_as_either(seed):
     graph = random_graph(60, 0.04, seed)
     graph = make_graph(60, graph.i.numpy(), graph.j.numpy(), rng.standard_normal(graph.m))
     s, t = rng.choice([-1.0, 1.0], size=(2, 60))
-    assert value(graph, unite(graph, s, t)) >= max(value(graph, s), value(graph, t)) - 1e-9
+    assert cut_of(graph, unite(graph, s, t)) >= max(cut_of(graph, s), cut_of(graph, t)) - 1e-9
     assert (unite(graph, s, -s) == s).all() and (unite(graph, s, s) == s).all()
 
 
@@ -35,87 +50,98 @@ def test_united_cuts_take_the_better_part_of_each():
     alternating = np.resize([1.0, -1.0], 14)
     s, t = alternating.copy(), alternating.copy()
     s[:3], t[6:9] = 1, 1  # each spoils one of the cycles
-    assert max(value(graph, s), value(graph, t)) < 14 == value(graph, unite(graph, s, t))
+    assert max(cut_of(graph, s), cut_of(graph, t)) < 14 == cut_of(graph, unite(graph, s, t))
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_two_flips_leave_no_pair_of_neighbours_that_gains(seed):
-    rng = np.random.default_rng(seed)
-    graph = random_graph(60, 0.15, seed)
-    graph = make_graph(60, graph.i.numpy(), graph.j.numpy(), rng.choice([-1.0, 1.0, 0.3], graph.m))
-    start = rng.choice([-1.0, 1.0], 60)
-    s = two_flips(graph, start)
-    assert set(np.unique(s)) <= {-1.0, 1.0} and value(graph, s) >= value(graph, start)
-    for flipped in [[v] for v in range(60)] + list(zip(graph.i.tolist(), graph.j.tolist(), strict=True)):
-        other = s.copy()
-        other[list(flipped)] *= -1
-        assert value(graph, other) <= value(graph, s) + 1e-9
+def test_what_is_kept_never_gets_worse_and_its_values_are_those_of_the_whole_graph():
+    graph, rng = random_graph(80, 0.05, 2), np.random.default_rng(0)
+    found = started(graph)
+    assert found.kernel.graph.n < 80
+    for descent in range(200):
+        before, members = list(found.cuts), len(found.s)
+        found.add(
+            rng.choice([-1.0, 1.0], found.kernel.graph.n), None if descent % 50 == 9 else members - 1, float(descent)
+        )
+        assert all(now >= then for now, then in zip(found.cuts, before, strict=False))
+        assert len(found.s) == members + (descent % 50 == 9)
+    assert found.cuts == pytest.approx([cut_of(graph, found.kernel.extend(s)) for s in found.s])
+    assert found.best == sorted(found.best) and found.best[-1] == max(found.cuts) == cut_of(graph, found.best_cut())
+    assert found.descents == 200
 
 
-def test_a_batch_of_copies_is_as_many_graphs():
-    graph = random_graph(20, 0.3, 1)
-    three = graph.copies(3)
-    s = torch.from_numpy(np.random.default_rng(0).choice([-1.0, 1.0], size=(3, 20)))
-    assert (three.n, three.m) == (60, 3 * graph.m)
-    assert float(cut_values(three, s.reshape(-1))) == sum(value(graph, row) for row in s)
-    assert (three.adjacency[20:40, 20:40] != graph.adjacency).nnz == 0
+def test_the_bandit_sends_time_to_what_gains_and_shares_it_evenly_where_nothing_does():
+    graph = random_graph(30, 0.5, 1)
+    costs, spent = dict(zip(WAYS, (0.01, 0.02, 0.05, 0.1, 0.2), strict=True)), {}
+    for gaining in (None, "vectors", "annealing"):
+        found, rng, spent = started(graph), np.random.default_rng(0), dict.fromkeys(WAYS, 0.0)
+        for _ in range(3000):
+            way = found.choose(costs, rng)
+            spent[way] += costs[way]
+            found.account(way, costs[way], costs[way] * 20 * found.unit if way == gaining else 0.0)
+        share = {name: seconds / sum(spent.values()) for name, seconds in spent.items()}
+        if gaining is None:
+            assert all(0.1 < x < 0.35 for x in share.values()), share
+        else:
+            assert share[gaining] > 0.8, share
 
 
-def start(graph: Graph) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
-    """The relaxation's vectors, the cut of nothing, and a random source."""
-    generator = torch.Generator().manual_seed(0)
-    return solve_sdp(graph, generator=generator), torch.ones(graph.n, dtype=torch.float64), generator
+def test_the_bandits_sums_fade_as_the_square_of_time():
+    found = started(random_graph(30, 0.5, 1))
+    found.account("vectors", 1.0, 3 * found.unit)
+    found.account("annealing", 3.0, 0.0)
+    assert found.gained["vectors"] == pytest.approx(3 / 16) and found.spent["vectors"] == pytest.approx(1 / 16)
+    assert found.spent["annealing"] == 3.0 and found.total == 4.0
 
 
-@pytest.mark.parametrize("batch_edges", [1, 3000])
-def test_the_search_finds_the_optimum_and_stops_at_a_ceiling(batch_edges, monkeypatch):
-    monkeypatch.setattr(module, "BATCH_EDGES", batch_edges)
-    graph = random_graph(22, 0.5, 3)
+@pytest.mark.parametrize("n, p", [(22, 0.5), (25, 0.12)])
+def test_the_search_finds_the_optimum_and_stops_at_a_bound(n, p):
+    graph = random_graph(n, p, 3)
     optimum = exact_maxcut(graph)[0]
-    (V, s, generator), since, config = start(graph), time.perf_counter(), Config(seconds=60)
-    found = search(graph, V, s, config, generator, since, optimum + 0.9, workers=2)  # weights are whole
-    assert max(found.cuts) == optimum == found.best[-1] == value(graph, found.best_cut()) and found.descents >= 1
-    assert time.perf_counter() - since < config.seconds  # it stopped because of the ceiling
-    assert found.best == sorted(found.best) and found.seconds == sorted(found.seconds)
-    assert found.cuts == [value(graph, s) for s in found.s]
+    found = searched(graph, bound=optimum, workers=2, descents=None)  # ends because of the bound, or never
+    assert max(found.cuts) == optimum == found.best[-1] == cut_of(graph, found.best_cut())
+    assert found.seconds == sorted(found.seconds)
 
 
-def test_it_ends_when_the_time_is_over_and_pgd_at_an_sosp_there():
-    graph = random_graph(200, 0.1, 1)
-    (V, _, generator), config = start(graph), Config(seconds=2.5)
-    descent = Derandomization(graph, V, config, generator).run()
+def test_one_worker_and_a_number_of_descents_give_the_same_cuts():
+    graph = random_graph(150, 0.08, 1)
+    one, two, other = searched(graph), searched(graph), searched(graph, seed=1)
+    assert 60 <= one.descents < 120
+    assert one.best == two.best and one.cuts == two.cuts and one.gained == two.gained
+    assert all((s == t).all() for s, t in zip(one.s, two.s, strict=True))
+    assert any((s != t).any() for s, t in zip(one.s, other.s, strict=False))
+
+
+@pytest.mark.parametrize("limits", [dict(descents=20), dict(seconds=0.5)])
+def test_it_ends_when_it_is_over_at_an_sosp_no_worse_than_the_first_descents(limits):
+    graph, config, generator = random_graph(200, 0.1, 1), Config(**limits), torch.Generator().manual_seed(0)
+    since = time.perf_counter()
+    V = solve_sdp(graph, generator=generator)
     bound = upper_bound(graph, V)[0]
-    found = search(graph, V, descent.round(), config, generator, time.perf_counter(), bound)
-    s = torch.from_numpy(found.best_cut())
-    descent.plant(s)
-    result = descent.result(s)
-    assert result.cut == max(found.cuts) >= found.best[0] and value(graph, result.s) == result.cut <= bound
-    assert result.certificate.is_sosp and result.sigma < 1e-3 and found.descents >= 1
-    assert torch.equal(descent.mu.sign(), s)  # PGD has not left the cut
-    assert result.history["expected_cut"][-1] <= found.best[0]  # of the first descent, before the search
+    descent = Derandomization(graph, V, config, generator).run()
+    s = descent.round()
+    found = search(graph, V, s, config, generator, since, bound)
+    descent.plant(torch.from_numpy(found.best_cut()))
+    result = descent.result(torch.from_numpy(found.best_cut()))
+    assert result.cut == max(found.cuts) >= found.best[0] == cut_of(graph, s) and result.cut <= bound
+    assert result.certificate.is_sosp and result.sigma < 1e-3
+    assert found.descents >= limits.get("descents", 0)
 
 
-def test_a_resumed_search_makes_the_same_descents(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BATCH_EDGES", 1)
-    graph, config = random_graph(100, 0.15, 1), Config(seconds=60)
-    V, s, _ = start(graph)
-    file, add = tmp_path / "search.pt", Search.add
+def test_ctrl_c_keeps_the_best_and_a_resumed_search_makes_the_same_descents(tmp_path, monkeypatch):
+    graph, file, take_in = random_graph(100, 0.15, 1), tmp_path / "search.pt", Reheating.take_in
+    whole = searched(graph, descents=120)
 
-    def searched(descents: int, checkpoint: Checkpoint) -> Search:
-        count = []
+    def stop(self, *batch) -> None:
+        take_in(self, *batch)
+        if self.found.descents > 60:
+            raise KeyboardInterrupt
 
-        def counted(found: Search, *arguments: object) -> None:
-            add(found, *arguments)
-            count.append(1)
-            if len(count) == descents:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(Search, "add", counted)
-        generator = torch.Generator().manual_seed(0)
-        return search(graph, V, s, config, generator, time.perf_counter(), checkpoint=checkpoint)
-
-    whole = searched(40, Checkpoint())
-    searched(20, Checkpoint(file, config))
-    resumed = searched(40 - torch.load(file)["parts"]["search"]["descents"], Checkpoint(file, config))
-    assert whole.descents == resumed.descents == 40 and whole.best == resumed.best and whole.cuts == resumed.cuts
+    monkeypatch.setattr(Reheating, "take_in", stop)
+    partial = searched(graph, file, descents=120)
+    assert partial.interrupted and 0 < partial.descents < 120
+    assert max(partial.cuts) == partial.best[-1] == cut_of(graph, partial.best_cut())
+    monkeypatch.setattr(Reheating, "take_in", take_in)
+    resumed = searched(graph, file, descents=120)
+    assert whole.descents == resumed.descents and whole.best == resumed.best and whole.cuts == resumed.cuts
+    assert whole.gained == resumed.gained and whole.spent == resumed.spent
     assert all((s == t).all() for s, t in zip(whole.s, resumed.s, strict=True))

@@ -11,12 +11,10 @@ import torch
 sys.path.insert(1, str(Path(__file__).parents[2] / "MAXCUT"))
 
 import benchmark
-from benchmark import annealed, cuts, family, flipped, one_descent, ours, read_folder, steps, torus
-from main import Config
+from benchmark import cuts, family, one_descent, read_folder, steps, torus
 from maxcut import planar_graph
-from optimizer import conditional_expectations
+from rivals import RIVALS
 from sdp import goemans_williamson, solve_sdp
-from search import two_flips
 from sweep import command_line
 from utilities import exact_maxcut, from_networkx, make_graph, random_graph
 
@@ -31,26 +29,29 @@ def test_families():
     assert family(make_graph(300, graph.i.numpy(), graph.j.numpy(), signs)) == "random ±"
 
 
-def test_every_rival_is_one():
-    """On 22 vertices all of them find the optimum, annealing with weights of either sign too: no sign is turned."""
+@pytest.mark.parametrize("rival", RIVALS)
+def test_every_rival_is_one(rival):
+    """On 22 vertices all of them find the optimum with weights of either sign: no sign is turned."""
     graph = random_graph(22, 0.5, 3)
     weights = np.random.default_rng(0).standard_normal(graph.m)
     graph = make_graph(22, graph.i.numpy(), graph.j.numpy(), weights)
-    optimum, generator = exact_maxcut(graph)[0], torch.Generator().manual_seed(0)
-    V = solve_sdp(graph, generator=generator)
-    assert annealed(graph, 0.2, seed=0) == pytest.approx(optimum)
-    assert flipped(graph, V, conditional_expectations, 0.5, generator) == pytest.approx(optimum)
-    assert flipped(graph, V, two_flips, 0.5, generator) == pytest.approx(optimum)
-    assert ours(graph, V, Config(seconds=5), generator).best[-1] == pytest.approx(optimum)
-    expected, cut = one_descent(graph, V, generator)
-    assert expected <= cut + 1e-9 <= optimum + 1e-6
+    curve = RIVALS[rival](graph, 2.5 if rival.startswith("ours") else 0.4, 0)
+    seconds, best = np.array(curve).T
+    assert (np.diff(seconds) > 0).all() and (np.diff(best) > 0).all()
+    assert best[-1] == pytest.approx(exact_maxcut(graph)[0])
+
+
+def test_one_descent_before_its_rounding():
+    graph, generator = random_graph(22, 0.5, 3), torch.Generator().manual_seed(0)
+    expected, cut = one_descent(graph, solve_sdp(graph, generator=generator), generator)
+    assert expected <= cut + 1e-9 <= exact_maxcut(graph)[0] + 1e-6
 
 
 def test_flips_are_worth_something():
     graph, generator = random_graph(400, 0.05, 1), torch.Generator().manual_seed(0)
     V = solve_sdp(graph, generator=generator)
     plain = float(goemans_williamson(graph, V, 20, generator).max())
-    assert flipped(graph, V, conditional_expectations, 0.5, generator) > plain
+    assert RIVALS["GW-1-flips"](graph, 0.5, 0)[-1][1] > plain
 
 
 def call(monkeypatch, *arguments: str | Path) -> int:
@@ -64,11 +65,12 @@ def test_cuts_of_a_folder(tmp_path, monkeypatch, capsys):
     (graphs / "square.txt").write_text("4 4\n1 2 1\n2 3 1\n3 4 1\n4 1 1\n")
     (graphs / "path.edgelist").write_text("a b 2\nb c 3\n")
     (graphs / "best_known.csv").write_text("instance,best_known\nsquare,4\n")
-    assert call(monkeypatch, "cuts", graphs, "--seconds", "0.3", "0.6", "--out", tmp_path / "out") == 0
+    few = ("--rivals", "ours", "annealing", "GW-2-flips")
+    assert call(monkeypatch, "cuts", graphs, "--seconds", "0.1", "0.2", *few, "--out", tmp_path / "out") == 0
     rows = {line.split("|")[1].strip(): line for line in capsys.readouterr().out.splitlines() if line.startswith("|")}
-    assert "4 (best known)" in rows["square"] and rows["square"].count("4 (100.00%)") == 8
-    assert "5 (optimum)" in rows["path"] and rows["path"].count("5 (100.00%)") == 8
-    written = {file.name for file in (tmp_path / "out").iterdir()}
+    assert "4 (best known)" in rows["square"] and rows["square"].count("4 (100.00%)") == 9
+    assert "5 (optimum)" in rows["path"] and rows["path"].count("5 (100.00%)") == 9
+    written = {file.name for file in (tmp_path / "out").iterdir() if file.is_file()}
     assert written == {f"benchmark_graphs.{suffix}" for suffix in ("png", "pdf", "md", "json")}
 
 

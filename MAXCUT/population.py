@@ -1,0 +1,151 @@
+"""The cuts that a search keeps, united part by part, and the bandit that says how the next ones are made."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from kernel import Kernel, value
+from run import State
+from utilities import Graph
+from ways import WAYS
+
+STALLED = 0.25, 20
+"""Another cut is begun from nothing once a larger share of the descents than this, and so many more, gained nothing."""
+MEMBERS = 0.1
+"""times the square root of the descents so far: so many cuts are kept, at most"""
+MIXED = 0.3
+"""share of the descents that remember what two cuts agree on, instead of one"""
+FADING = 2
+"""What a way gained or spent at time t counts as (t / now) to this power."""
+
+
+def nearer(s: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of the sides `other` and their complement, which are the same cut, those that agree more with s."""
+    return other if 2 * np.count_nonzero(s == other) >= len(s) else -other  # no s @ other: BLAS starts threads for it
+
+
+def unite(graph: Graph, s: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The cut s with every connected part of its difference to the other that does not lose by being flipped.
+
+    Parts that no edge joins add up: the result cuts at least as much as either (of `other` and its complement, the same
+    cut, the one nearer to s is taken).
+
+    Args:
+        graph: the graph.
+        s, other: (n,) sides ±1.
+    """
+    different = s != nearer(s, other)
+    i, j, w = (x.cpu().numpy() for x in (graph.i, graph.j, graph.w))
+    inside = np.flatnonzero(different[i] & different[j])
+    i, j, w = i[inside], j[inside], w[inside]
+    parts, part = connected_components(coo_array((w, (i, j)), shape=(graph.n, graph.n)), directed=False)
+    gain = np.bincount(part, weights=s * (graph.adjacency @ s), minlength=parts)
+    gain -= np.bincount(part[i], weights=2 * w * s[i] * s[j], minlength=parts)
+    return np.where(different & (gain[part] >= 0), -s, s)
+
+
+@dataclass
+class Search:
+    """Cuts found so far, how the best one grew, and what each way gained. `search` makes one and runs it."""
+
+    kernel: Kernel
+    s: list[np.ndarray]
+    """the cuts that are kept: (n,) of ±1 each, of the kernel"""
+    cuts: list[float]
+    """their values on the whole graph, in the weights' unit"""
+    descents: int = 0
+    seconds: list[float] = field(default_factory=list)
+    """when the best cut grew, since the run's start"""
+    best: list[float] = field(default_factory=list)
+    """to what"""
+    interrupted: bool = False
+    """whether Ctrl-C ended the search"""
+    gained: dict[str, float] = field(default_factory=lambda: dict.fromkeys(WAYS, 0.0))
+    """by way: what the best cut grew by, in mean weights; what is long ago counts less"""
+    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(WAYS, 0.0))
+    """by way: planned seconds, likewise"""
+    total: float = 0.0
+    """planned seconds so far"""
+    grown: int = 0
+    """descents when the best cut last grew"""
+
+    def __post_init__(self) -> None:
+        self.offset, self.unit = self.kernel.offset(), float(self.kernel.graph.w.abs().mean())
+
+    @classmethod
+    def of(cls, reduced: Kernel, s: np.ndarray, elapsed: float) -> "Search":
+        """The search that begins with the cut s (n,) of the whole graph."""
+        found = cls(reduced, [s[reduced.vertices]], [])
+        found.cuts = [value(reduced.graph, found.s[0]) + found.offset]
+        found.seconds, found.best = [elapsed], list(found.cuts)
+        return found
+
+    def best_cut(self) -> np.ndarray:
+        """(n,) sides ±1 of the whole graph."""
+        return self.kernel.extend(self.s[int(np.argmax(self.cuts))])
+
+    def wants_fresh(self) -> bool:
+        """Whether the best cut has not grown for long, and another may be kept."""
+        stalled = self.descents - self.grown > STALLED[0] * self.descents + STALLED[1]
+        return stalled and len(self.s) < MEMBERS * self.descents**0.5
+
+    def choose(self, costs: dict[str, float], rng: np.random.Generator) -> str:
+        """A way, by Thompson sampling: gains are Poisson processes, and a rate of each is drawn from its posterior."""
+        rates = {way: rng.gamma(1 + self.gained[way]) / (costs[way] + self.spent[way]) for way in costs}
+        return max(rates, key=rates.get)
+
+    def account(self, way: str | None, seconds: float, gain: float) -> None:
+        """Add to the way's sums; what was gained and spent before fades."""
+        fade = (self.total / (self.total + seconds)) ** FADING
+        for name in WAYS:
+            self.gained[name] *= fade
+            self.spent[name] *= fade
+        self.total += seconds
+        if way is not None:
+            self.gained[way] += gain / self.unit
+            self.spent[way] += seconds
+
+    def state_dict(self) -> State:
+        """All of it, for a checkpoint."""
+        sides = torch.from_numpy(np.array(self.s, dtype=np.int8))
+        return {"s": sides} | {name: getattr(self, name) for name in KEPT}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on with the search whose `state_dict` this is."""
+        self.s = list(state["s"].numpy().astype(np.float64))
+        for name in KEPT:
+            setattr(self, name, state[name])
+
+    def add(self, s: np.ndarray, parent: int | None, elapsed: float) -> None:
+        """Take in the cut s of a descent from the cut `parent`, or from none."""
+        self.descents += 1
+        if parent is None:
+            self.s.append(s)
+            self.cuts.append(value(self.kernel.graph, s) + self.offset)
+        for member in dict.fromkeys([parent, int(np.argmax(self.cuts))]):
+            if member is None:
+                continue
+            united = unite(self.kernel.graph, self.s[member], s)
+            cut = value(self.kernel.graph, united) + self.offset
+            if cut >= self.cuts[member] and not any((united == nearer(united, other)).all() for other in self.s):
+                self.s[member], self.cuts[member] = united, cut
+        if max(self.cuts) > self.best[-1]:
+            self.seconds.append(elapsed)
+            self.best.append(max(self.cuts))
+            self.grown = self.descents
+
+    def parents(self, count: int, rng: np.random.Generator) -> tuple[list[int], np.ndarray]:
+        """The better of two, so many times, and what is remembered: it alone, or what it and a third agree on."""
+        parents, memory = [], np.empty((count, len(self.s[0])))
+        for row in memory:
+            one, two, third = rng.integers(len(self.s), size=3)
+            parents.append(int(max(one, two, key=lambda member: self.cuts[member])))
+            s = self.s[parents[-1]]
+            row[:] = (s + nearer(s, self.s[third])) / 2 if rng.random() < MIXED else s
+        return parents, memory
+
+
+KEPT = ("cuts", "descents", "seconds", "best", "gained", "spent", "total", "grown")

@@ -1,0 +1,120 @@
+"""Ways to a cut: annealing, bifurcation, and the descent with V, each from remembered sides."""
+
+import numpy as np
+import pytest
+import torch
+
+import ways as module
+from kernel import value
+from sdp import solve_sdp
+from utilities import cut_values, exact_maxcut, make_graph, random_graph
+from ways import FRESH, WAYS, Annealing, Ways, bifurcate
+
+
+def never() -> bool:
+    return False
+
+
+def gaussian(n: int, p: float, seed: int):
+    graph = random_graph(n, p, seed)
+    return make_graph(n, graph.i.numpy(), graph.j.numpy(), np.random.default_rng(seed).standard_normal(graph.m))
+
+
+def ways_on(graph) -> Ways:
+    V = solve_sdp(graph, generator=torch.Generator().manual_seed(0))
+    return Ways(graph, V, 0.03, 8)
+
+
+def parts(graph):
+    W = graph.matrix
+    return W.crow_indices(), W.col_indices(), W.values().float()
+
+
+@pytest.mark.parametrize("way", [*WAYS])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_each_way_reaches_the_exact_optimum_of_a_small_graph(way, fresh):
+    graph = gaussian(18, 0.5, 2)
+    optimum, made = exact_maxcut(graph)[0], ways_on(graph)
+    if fresh and way not in FRESH:
+        return
+    batch, steps = made.batch(way, WAYS[way]), FRESH[way] if fresh else WAYS[way]
+    best = 0.0
+    for seed in range(10):
+        memory = np.random.default_rng(seed).choice([-1.0, 1.0], size=(batch, 18))
+        cuts = made(way, memory, fresh, steps, np.random.default_rng(seed), never)
+        assert cuts.shape == (batch, 18) and set(np.unique(cuts)) <= {-1.0, 1.0}
+        best = max(best, *(value(graph, s) for s in cuts))
+    assert best == pytest.approx(optimum)
+
+
+def test_bifurcation_follows_the_gradient_of_the_expected_cut():
+    """One step from rest with a = 1: x moves by 2 c Δ² ∇E[cut], by autograd through the multilinear formula."""
+    graph, c = gaussian(30, 0.3, 1), 0.01
+    x = torch.rand(30, 4, generator=torch.Generator().manual_seed(0)) - 0.5
+    m = x.double().requires_grad_()
+    cut = sum(w / 2 * (1 - m[i] * m[j]) for i, j, w in zip(graph.i, graph.j, graph.w, strict=True)).sum()
+    (gradient,) = torch.autograd.grad(cut, m)
+    moved = bifurcate(parts(graph), x.clone(), torch.zeros_like(x), 1, 1.0, c, False, never)
+    assert torch.allclose((moved - x).double(), module.STEP**2 * 2 * c * gradient, atol=1e-6)
+    signs = x.sign().double().requires_grad_()
+    cut = sum(w / 2 * (1 - signs[i] * signs[j]) for i, j, w in zip(graph.i, graph.j, graph.w, strict=True)).sum()
+    (gradient,) = torch.autograd.grad(cut, signs)
+    moved = bifurcate(parts(graph), x.clone(), torch.zeros_like(x), 1, 1.0, c, True, never)
+    assert torch.allclose((moved - x).double(), module.STEP**2 * 2 * c * gradient, atol=1e-6)
+
+
+def test_walls_absorb_and_what_is_over_stops():
+    graph = gaussian(30, 0.3, 1)
+    x, y = torch.zeros(30, 2), torch.full((30, 2), 10.0)
+    end = bifurcate(parts(graph), x, y, 1, 1.0, 0.0, False, never)
+    assert (end == 1).all() and (y == 0).all()
+    assert bifurcate(parts(graph), x, y, 5, 0.0, 0.5, False, lambda: True) is None
+    made = ways_on(graph)
+    for way in ("vectors", "bifurcation"):
+        memory = np.ones((made.batch(way, 5), 30))
+        assert made(way, memory, False, 5, np.random.default_rng(0), lambda: True) is None
+
+
+def test_annealed_cuts_are_as_good_as_the_library_says_and_the_seed_decides():
+    """The library's own energy of what it returns, by its public sampler, beside ours."""
+    from dwave.samplers import SimulatedAnnealingSampler
+
+    graph, start = gaussian(60, 0.2, 4), np.random.default_rng(0).choice([-1, 1], size=(3, 60))
+    annealing = Annealing(graph)
+    cuts = annealing(start, 0.5, 200, 7)
+    assert (cuts == annealing(start, 0.5, 200, 7)).all() and (cuts != annealing(start, 0.5, 200, 8)).any()
+    assert (start == np.random.default_rng(0).choice([-1, 1], size=(3, 60))).all()  # not overwritten
+    edges = zip(graph.i.tolist(), graph.j.tolist(), strict=True)
+    J = dict(zip(edges, graph.w.tolist(), strict=True))
+    for s in cuts:
+        kept = SimulatedAnnealingSampler().sample_ising(
+            {}, J, initial_states=dict(enumerate(s.astype(int).tolist())), num_sweeps=0
+        )
+        assert value(graph, s) == pytest.approx(float(graph.w.sum() - kept.first.energy) / 2)
+        for v in range(60):  # three sweeps at temperature 0 leave no flip that gains
+            other = s.copy()
+            other[v] *= -1
+            assert value(graph, other) <= value(graph, s) + 1e-9
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-3, 1e200])
+def test_the_unit_of_the_weights_does_not_matter(scale):
+    graph = random_graph(40, 0.2, 1)
+    scaled = make_graph(40, graph.i.numpy(), graph.j.numpy(), scale * graph.w.numpy())
+    start = np.random.default_rng(0).choice([-1, 1], size=(1, 40))
+    s = Annealing(scaled)(start, 0.5, 300, 1)
+    assert value(graph, s[0]) >= 0.98 * value(graph, Annealing(graph)(start, 0.5, 300, 1)[0])
+
+
+def test_copies_are_descended_on_side_by_side(monkeypatch):
+    monkeypatch.setattr(module, "BATCH_EDGES", 1)
+    graph = gaussian(40, 0.3, 1)
+    alone = ways_on(graph)
+    monkeypatch.setattr(module, "BATCH_EDGES", 3 * graph.m)
+    three = ways_on(graph)
+    assert (alone.copies, three.copies) == (1, 3)
+    memory = np.random.default_rng(0).choice([-1.0, 1.0], size=(3, 40))
+    cuts = three("vectors", memory, False, 60, np.random.default_rng(0), never)
+    assert len(cuts) == 3
+    best = value(graph, Annealing(graph)(memory[:1], 0.4, 1000, 1)[0])
+    assert all(float(cut_values(graph, torch.from_numpy(s))) > 0.8 * best for s in cuts)

@@ -1,0 +1,201 @@
+"""Three ways from remembered sides of the vertices to a cut, each a descent that takes randomness out again.
+
+- "vectors": back to the SDP's vectors in a random rotation, which is all of Goemans–Williamson's randomness, while
+  μ_i = √d_i (c m_i + κ ζ_i), ζ ~ N(0, I), remembers the sides m as well as c and κ let it; then PGD on f, λ growing.
+- "bifurcation": independent noise alone, V = 0. E[cut] is then multilinear in the means, and descended on with inertia.
+- "annealing": thermal noise, by dwave-samplers; it also polishes what the other two end with.
+"""
+
+from array import array
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from dwave.samplers.sa.simulated_annealing import simulated_annealing
+from torch import Tensor
+
+from optimizer import Rounding
+from pgd import PGD
+from sdp import principal
+from utilities import Graph, weighted_sums
+
+MEMORY, KICK = (0.2, 0.6), (0.2, 0.8)
+"""ranges that c and κ are drawn from, beside vectors of length 1; without V, c is four times as much"""
+LR, MOMENTUM = 0.3, 0.9
+LAM, GROWTH, FRESH_GROWTH = 0.1, 25.0, 50.0
+"""λ at the end of a descent with V, and the factor by which it grows from a reheated cut, and from μ near 0"""
+STEP = 0.5
+"""Δ of the bifurcation"""
+HOT = {"annealing": (1.1, 1.7), "cool annealing": (1.7, 2.5), "long annealing": (0.8, 1.6)}
+"""Ranges of the inverse temperature that annealing from a cut starts at, beside 1/rms row norm of W, near which a
+random graph's spins freeze"""
+MOLTEN, POLISHED, COLD = 0.4, 2.5, 10.0
+"""The same where it starts from nothing, where it polishes, and where it ends."""
+FRESH = {"annealing": 2000, "vectors": 300, "bifurcation": 500}
+"""ways to a cut from nothing, and their steps or sweeps"""
+WAYS = {"annealing": 100, "cool annealing": 100, "long annealing": 2000, "vectors": 60, "bifurcation": 100}
+"""ways from a reheated cut"""
+POLISH = 100
+"""sweeps after a descent with or without V"""
+BATCH_EDGES, BATCH_SIDES, BATCH_SWEEPS = 20_000, 2**17, 2 * 10**6
+"""Small graphs are descended on in batches, up to so many edges (with V), sides (without) and visits to a vertex
+(annealing): the calls take longer than their work on fewer."""
+
+
+class Annealing:
+    """dwave-samplers' simulated annealing (Metropolis; Kirkpatrick, Gelatt, Vecchi 1983) of cuts of one graph.
+
+    Its compiled function is called as it is, without the objects that its sampler builds from every edge; it lets other
+    threads run.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        ends = (array("i", x.cpu().numpy().astype(np.int32).tobytes()) for x in (graph.i, graph.j))
+        w = graph.w.cpu().numpy()
+        self.edges = (array("d", bytes(8 * graph.n)), *ends, array("d", w.tobytes()))
+        self.rms = float(np.sqrt(2 * np.square(w / np.abs(w).max()).sum() / graph.n) * np.abs(w).max())
+        self.end = min(COLD / self.rms, 2 / float(np.abs(w).mean()))
+
+    def __call__(self, s: np.ndarray, hot: float, sweeps: int, seed: int) -> np.ndarray:
+        """Cuts after so many sweeps, from inverse temperature hot/rms on, and three at temperature 0.
+
+        Args:
+            s: (cuts, n) of ±1.
+            hot: beside 1/rms row norm of W.
+            sweeps: at least 1.
+            seed: of the random numbers.
+        """
+        betas = np.append(np.linspace(min(hot / self.rms, self.end), self.end, sweeps), [1e9 * self.end] * 3)
+        s = np.ascontiguousarray(s, dtype=np.int8)
+        return simulated_annealing(len(s), *self.edges, 1, betas.tolist(), seed + 1, s)[0].astype(np.float64)
+
+
+def bifurcate(
+    W: tuple[Tensor, Tensor, Tensor],
+    x: Tensor,
+    y: Tensor,
+    steps: int,
+    a: float,
+    c: float,
+    discrete: bool,
+    over: Callable[[], bool],
+) -> Tensor | None:
+    """Means x ∈ [−1, 1] after so many steps of simulated bifurcation (Goto et al. 2019, 2021); None if it was over.
+
+    E[cut] = ½ Σ_{i<j} w_ij (1 − x_i x_j) of independent sides with means x has the gradient −½ W x:
+    y ← y − Δ ((1 − a) x + c W s(x)), x ← x + Δ y, with a growing to 1; where x meets ±1 it stays, and y is 0.
+
+    Args:
+        W: parts of the symmetric weight matrix, CSR, float32.
+        x, y: (n, cuts) means and their velocities; overwritten.
+        steps: so many.
+        a: at the start; the term (1 − a) x² rewards variance.
+        c: weight of the field.
+        discrete: s(x) = sign x instead of x.
+        over: whether to give up.
+    """
+    for a_t in torch.linspace(a, 1, steps).tolist():
+        y.sub_(weighted_sums(*W, x.sign() if discrete else x), alpha=STEP * c).sub_(x, alpha=STEP * (1 - a_t))
+        x.add_(y, alpha=STEP)
+        y[x.abs() > 1] = 0
+        x.clamp_(-1, 1)
+        if over():
+            return None
+    return x
+
+
+def descend(
+    problem: Rounding, V: Tensor, mu: Tensor, steps: int, growth: float, over: Callable[[], bool]
+) -> tuple[Tensor, Tensor] | None:
+    """V and μ after so many steps of PGD in which λ grows by `growth`; None if it was over before."""
+    lam = LAM
+
+    def closure() -> Tensor:
+        V.grad, mu.grad = problem.gradient(V, mu, lam)
+        return mu
+
+    pgd = PGD([V, mu], lr=LR, rho=0, radius=0, momentum=MOMENTUM)
+    for step in range(steps):
+        lam = LAM * growth ** (min(1, step / (0.9 * steps)) - 1)
+        pgd.step(closure)
+        if over():
+            return None
+    return V, mu
+
+
+class Ways:
+    """The three ways on one graph.
+
+    Args:
+        graph: the graph.
+        V: (n, k) vectors, the SDP's.
+        epsilon, rank: as in `optimizer.derandomize`.
+    """
+
+    def __init__(self, graph: Graph, V: Tensor, epsilon: float, rank: int) -> None:
+        self.graph, self.annealing = graph, Annealing(graph)
+        self.copies = max(1, BATCH_EDGES // graph.m)
+        self.problem = Rounding(graph.copies(self.copies), epsilon, torch.float32)
+        self.V = principal(V, rank).float()
+        W = graph.matrix
+        self.W = W.crow_indices(), W.col_indices(), (W.values() / self.annealing.rms).float()
+
+    def batch(self, way: str, steps: int) -> int:
+        """Cuts that are made at once."""
+        if way == "vectors":
+            return self.copies
+        if way == "bifurcation":
+            return min(max(1, BATCH_SIDES // self.graph.n), 16)
+        return min(max(1, BATCH_SWEEPS // (self.graph.n * steps)), 8)
+
+    def seconds(self, way: str, steps: int) -> float:
+        """What a batch takes, about, on one core: the same for every run, as decisions depend on it."""
+        (n, m), batch = (self.graph.n, self.graph.m), self.batch(way, steps)
+        polish = 2e-7 * m + batch * (1e-8 * n * POLISH + 1e-7 * (n + m))
+        if way == "vectors":
+            return polish + 4e-8 * batch * (m + 2 * n) * steps
+        if way == "bifurcation":
+            return polish + 5e-10 * batch * (2 * m + 8 * n) * steps
+        return polish + batch * 1e-8 * n * (steps - POLISH)
+
+    def __call__(
+        self, way: str, memory: np.ndarray, fresh: bool, steps: int, rng: np.random.Generator, over: Callable[[], bool]
+    ) -> np.ndarray | None:
+        """Cuts (batch, n) of ±1 from remembered sides (batch, n) in [−1, 1]; None if it was over before."""
+        seed = int(rng.integers(2**31))
+        if way == "vectors":
+            s = self._with_vectors(memory, fresh, steps, rng, over)
+        elif way == "bifurcation":
+            s = self._without_vectors(memory, fresh, steps, rng, over)
+        else:
+            s = np.where(rng.random(memory.shape) < (1 + memory) / 2, 1, -1)
+            return self.annealing(s, MOLTEN if fresh else rng.uniform(*HOT[way]), steps, seed)
+        return None if s is None else self.annealing(s, POLISHED, POLISH, seed)
+
+    def _with_vectors(
+        self, memory: np.ndarray, fresh: bool, steps: int, rng: np.random.Generator, over: Callable[[], bool]
+    ) -> np.ndarray | None:
+        c, kappa = (rng.uniform(*limits, size=(len(memory), 1)) for limits in (MEMORY, KICK))
+        kick = kappa * rng.standard_normal(memory.shape)
+        k = self.V.shape[1]
+        rotations = [np.linalg.qr(rng.standard_normal((k, k)))[0] for _ in memory]
+        V = torch.cat([self.V @ torch.from_numpy(Q).to(self.V) for Q in rotations])
+        mu = torch.from_numpy(0.05 * kick if fresh else c * memory + kick).to(V).view(-1)
+        root_d = self.problem.root_d.to(V)
+        end = descend(self.problem, V * root_d[:, None], mu * root_d, steps, FRESH_GROWTH if fresh else GROWTH, over)
+        return end and _signs(self.problem.means(*end).view(len(memory), -1))
+
+    def _without_vectors(
+        self, memory: np.ndarray, fresh: bool, steps: int, rng: np.random.Generator, over: Callable[[], bool]
+    ) -> np.ndarray | None:
+        c, kappa = (rng.uniform(*limits, size=(len(memory), 1)) for limits in (MEMORY, KICK))
+        x, y = (0.1 * rng.standard_normal(memory.shape) for _ in range(2))
+        if not fresh:
+            x = np.clip(4 * c * memory + kappa * rng.standard_normal(memory.shape), -1, 1)
+        x, y = (torch.from_numpy(z.T).to(self.V).contiguous() for z in (x, y))
+        x = bifurcate(self.W, x, y, steps, 0.0 if fresh else 0.5, STEP, bool(rng.random() < 0.5), over)
+        return x if x is None else _signs(x.T)
+
+
+def _signs(means: Tensor) -> np.ndarray:
+    return np.where(means.cpu().numpy() < 0, -1, 1)
