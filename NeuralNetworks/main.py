@@ -12,22 +12,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 import outcome
-import plot
 from activations import ACTIVATIONS
 from model import LOSSES, build
-from run import (
-    Checkpoint,
-    Count,
-    Device,
-    Momentum,
-    NotNegative,
-    Positive,
-    Seed,
-    command_line,
-    save,
-    whole_files,
-    writable,
-)
+from run import Checkpoint, Count, Device, Momentum, NotNegative, Positive, Seed, command_line, whole_files, writable
 from train import Training, complete
 
 
@@ -87,6 +74,28 @@ class Config:
     """the paper's 1 (Jin et al.'s PGD) or 2 (Hessian descent) alone: no momentum, and Jin et al.'s fall of f for 1"""
     toy: bool = True
     """draw figures 1 and 2 as well"""
+    data: str | None = None
+    """look for directions in a table instead: .csv with a header, .npz with X and y; diabetes, breast_cancer, digits"""
+    target: str | None = None
+    """the table's column with the answers: numbers, or two classes; for digits, a digit to tell from the others"""
+    without: tuple[str, ...] = ()
+    """the table's columns to leave out"""
+    drop_missing: bool = False
+    """leave out the table's rows where a value is missing"""
+    inputs: Literal["whiten", "scores", "raw"] = "whiten"
+    """the table's: whitened; each column by its normal scores first, for heavy tails; left as they are"""
+    directions: Annotated[int, Field(ge=0)] | None = None
+    """how many to keep of the table's inputs; none: as many as the validation rows support"""
+    max_directions: Count = 8
+    """at most so many are tried on the table"""
+    neurons: Count = 100
+    """width of the network on the table"""
+    adam_steps: Count = 500
+    """steps of its descent for each λ, twice"""
+    bootstrap: Annotated[int, Field(ge=0)] = 20
+    """times that the table's rows are drawn again, for the directions' stability"""
+    repeats: Annotated[int, Field(ge=0)] = 1
+    """times that all is done again with another seed, for the same"""
     seed: Seed = 0
     """seed of everything random"""
     device: Device = "cpu"
@@ -97,6 +106,8 @@ class Config:
     """folder for the figures, weights.npz, history.npz and results.json"""
 
     def __post_init__(self) -> None:
+        if self.target is not None and self.data is None:
+            raise ValueError(f"--target {self.target} is a table's column; --data says which table")
         if self.k > self.d:
             raise ValueError(f"--k is {self.k} and --d is {self.d}; the teacher can use at most d directions")
         if self.risk == "quadrature" and self.d > 3:
@@ -109,6 +120,10 @@ class Config:
 
 def main(config: Config) -> bool:
     """Run the experiment, save its files, print the summary; returns whether Ctrl-C cut it short."""
+    if config.data is not None:
+        from explore import explore  # pandas and scikit-learn take a second to import
+
+        return explore(config)
     full = complete(config)
     generator = torch.Generator(config.device).manual_seed(config.seed)
     teacher, student, data, held_out, finer = build(full, generator)
@@ -122,10 +137,7 @@ def main(config: Config) -> bool:
     toys = outcome.toys(config.seed) if config.toy else {}
     results = outcome.results(full, training, result, toys) | {"seconds": seconds}
     with whole_files(config.out) as folder:
-        figures = plot.figures(training, result) | plot.toys(toys)
-        save(folder, config, results, figures, weights=training.weights(), history=result.history)
-        if config.d == 2:
-            plot.animate(result.history, training.direction, folder / "fig3_weights.gif")
+        outcome.save(folder, config, training, result, results, toys)
     outcome.say(full, result, results)
     return result.interrupted
 

@@ -1,11 +1,14 @@
-"""What a run amounts to: the numbers of results.json, the toy beside it, and the lines that the user reads."""
+"""What a run amounts to: the numbers of results.json, the toy beside it, its files, and what the user reads."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+import plot
+import run
 import toy
 from model import effective_rank, risk
 from run import State, print_summary
@@ -42,6 +45,16 @@ def results(config: "Config", training: Training, result: Result, toys: dict[str
     found |= dict(effective_rank=effective_rank(student.W), effective_rank_initial=effective_rank(training.W_initial))
     found |= dict(parameters=sum(x.numel() for x in training.params.values()))
     return found | {"toy_error": {name: float(np.abs(w - exact).max()) for name, (w, exact) in toys.items()}}
+
+
+def save(
+    folder: Path, config: "Config", training: Training, result: Result, results: State, toys: dict[str, np.ndarray]
+) -> None:
+    """Write figures, arrays and results.json into the folder."""
+    figures = plot.figures(training, result) | plot.toys(toys)
+    run.save(folder, config, results, figures, weights=training.weights(), history=result.history)
+    if config.d == 2:
+        plot.animate(result.history, training.direction, folder / "fig3_weights.gif")
 
 
 def say(config: "Config", result: Result, numbers: State) -> None:

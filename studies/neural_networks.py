@@ -18,11 +18,15 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from scipy.stats import ortho_group
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
+from sklearn.metrics import r2_score
 
 from activations import activation
+from discover import polish, sine
+from estimator import StructureDiscovery, Whitening
 from main import Config
 from model import Batch, Student, Teacher, build, risk, squared
-from run import BLUE, GREY, ORANGE, legend_below
+from peers import PEERS
+from run import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, legend_below
 from sweep import Row, Sweep, band, command_line, quartiles, report, sweep, whole
 from train import Training, complete
 
@@ -62,6 +66,25 @@ POINTS = (100, 300, 1000, 3000, 10_000, 30_000, 100_000, inf)
 NOISES = (0.0, 0.3)
 MEASURED = {"left": "‖W⊥‖ / ‖W⊥‖ at the start", "leak": "‖W⊥‖ / ‖W∥‖", "risk": "excess risk / label variance"}
 """columns of `learn`, and of the tables"""
+
+# --- directions planted in a table, one factor at a time around this --------------------------------------------------
+
+PLANTED = dict(link="tanh(u·x)", n=2000, d=20, noise=0.3, rows="Gaussian")
+"""n rows to fit, label noise; rows: correlated, 0.5 each with each; heavy-tailed, Student's t with 5 degrees; digits"""
+LINKS: dict[str, tuple[int, Callable[[np.ndarray], np.ndarray]]] = {
+    "tanh(u·x)": (1, lambda t: np.tanh(t[:, 0])),
+    "(u₁·x)(u₂·x)": (2, lambda t: t[:, 0] * t[:, 1]),
+    "(u·x)²": (1, lambda t: t[:, 0] ** 2),
+    "sin(u₁·x) + ½(u₂·x)²": (2, lambda t: np.sin(t[:, 0]) + t[:, 1] ** 2 / 2),
+    "He₃(u·x)/√6": (1, lambda t: (t[:, 0] ** 3 - 3 * t[:, 0]) / sqrt(6)),
+    "abs(u·x)": (1, lambda t: np.abs(t[:, 0])),
+    "(u₁·x)(u₂·x)(u₃·x)": (3, lambda t: t[:, 0] * t[:, 1] * t[:, 2]),
+}
+FURTHER = tuple(LINKS)[4:]
+"""links that are tried at PLANTED alone"""
+HARDER = dict(n=(200, 500, 2000, 20_000), d=(5, 20, 100), noise=(0.0, 0.3, 1.0))
+HARDER |= dict(rows=("Gaussian", "correlated", "heavy-tailed", "digits"))
+TEST_ROWS = 2000
 
 
 def spread(d: int) -> np.ndarray:
@@ -152,6 +175,43 @@ def learn(case: Row) -> Row:
     with torch.no_grad():
         excess = float(risk(student, squared, test)) / float(test[1].var())
     return {"left": w_perp[-1] / w_perp[0], "leak": w_perp[-1] / w_parallel[-1], "risk": excess}
+
+
+def planted(case: Row) -> tuple[np.ndarray, ...]:
+    """X (n, d), y (n,), directions (k, d) of X that y depends on, and further X, y to test on."""
+    rng, (n, d, noise, kind) = np.random.default_rng(case["seed"]), (case[x] for x in ("n", "d", "noise", "rows"))
+    if kind == "digits":
+        pixels = load_digits().data
+        X = rng.permutation(pixels[:, pixels.std(0) > 0])
+        whitening, n = Whitening(X, "whiten"), 1400
+        latent, M = whitening(X), whitening.M
+    else:
+        latent = rng.normal(size=(n + TEST_ROWS, d))
+        if kind == "heavy-tailed":
+            latent = rng.standard_t(5, size=latent.shape) / sqrt(5 / 3)
+        L = np.linalg.cholesky(0.5 * np.eye(d) + 0.5) if kind == "correlated" else np.eye(d)
+        X, M = latent @ L.T, np.linalg.inv(L)
+    k, link = LINKS[case["link"]]
+    U = np.linalg.qr(rng.normal(size=(latent.shape[1], k)))[0].T
+    y = link(latent @ U.T) + noise * rng.normal(size=len(latent))
+    return X[:n], y[:n], U @ M, X[n:], y[n:]
+
+
+def recover(case: Row) -> Row:
+    """Sines of the largest angle to the planted directions, whitened inputs, all told their number; ours chosen: right.
+
+    gap: R² on test rows with the true directions and the same network, less ours.
+    """
+    X, y, U, *test = planted(case)
+    k, model = len(U), StructureDiscovery(random_state=case["seed"]).fit(X, y)
+    z, rows = model.whitening_(X), model.rows(X, y)
+    V = np.linalg.qr((U @ np.linalg.inv(model.whitening_.M)).T)[0].T  # the planted directions, of whitened inputs
+    (stage,) = (s for s in model.discovery_.ranks if s.directions == k)
+    fitted = polish(stage.network, rows, model.loss, stage.lam, 200).restricted(k)
+    known = polish(stage.network.along(torch.as_tensor(V, dtype=torch.float32)), rows, model.loss, stage.lam, 400)
+    gap = r2_score(test[1], model.answers(test[0], known)) - r2_score(test[1], model.predict(test[0]))
+    found = {"ours": sine(fitted.directions, V), "right": model.n_directions_ == k, "gap": float(gap)}
+    return found | {name: sine(peer(z, y, k), V) for name, peer in PEERS.items()}
 
 
 def learnt(name: str, settings: dict[tuple, Row], options: Sweep) -> list[list]:
@@ -304,6 +364,41 @@ def samples(options: Sweep) -> None:
     report("study_samples", ["label noise", "N", *MEASURED.values()], body, figure, options.out, findings)
 
 
+def structure(options: Sweep) -> None:
+    """Directions planted in a table, found from rows alone: by link, n, d, noise and kind of inputs, beside peers."""
+    settings = [PLANTED | {name: value} for name, values in HARDER.items() for value in values]
+    cases = [PLANTED | dict(link=link, seed=seed) for seed in range(options.seeds) for link in LINKS]
+    few = [link for link in LINKS if link not in FURTHER]
+    cases += [s | dict(link=link, seed=seed) for seed in range(options.seeds) for s in settings for link in few]
+    rows = sweep(recover, list({str(case): case for case in cases}.values()), "structure", options)
+    methods, body = ("ours", *PEERS), []
+    at = [("link", link, PLANTED | dict(link=link)) for link in LINKS]
+    base = {name: value for name, value in PLANTED.items() if name != "link"}
+    at += [(name, value, base | {name: value}) for name, values in HARDER.items() for value in values]
+    for name, value, where in at:
+        runs = [row for row in rows if where.items() <= row.items() and (name == "link" or row["link"] in few)]
+        right = f"{sum(row['right'] for row in runs)} of {len(runs)}"
+        body.append([name, value, *(quartiles(runs, m) for m in methods), right, quartiles(runs, "gap")])
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(HARDER), sharey=True)
+    for axes, (name, values) in zip(panels, HARDER.items(), strict=True):
+        x, lines = range(len(values)), [line for line in body if line[0] == name]
+        for i, color in reversed([*enumerate((BLUE, GREY, ORANGE, SKY, GREEN, RED, PURPLE))]):
+            how = dict(color=color, label=methods[i], linewidth=1 + 1.4 * (i == 0))
+            axes.plot(x, [line[2 + i][1] for line in lines], "o--" if i else "o-", markersize=4, **how)
+        axes.vlines(x, *zip(*((line[2][0], line[2][2]) for line in lines), strict=True), color=BLUE, linewidth=1)
+        axes.set_xticks(x, [str(v) for v in values], rotation=25 * (name == "rows"), fontsize=9)
+        axes.set(yscale="log", xlabel=dict(rows="inputs", noise="label noise").get(name, f"${name}$"))
+    panels[0].set(ylabel="sine of the largest angle to the true directions")
+    panels[0].yaxis.label.set_fontsize(10)
+    legend_below(figure, columns=7)
+    header = ["factor", "value", *methods, "right number", "R² that the true directions add"]
+    ends = {f"{name}_{value}": line for name, value, *line in body}
+    findings = {name: line[0][1] for name, line in ends.items()} | {"runs": len(rows)}
+    findings |= {"right": sum(row["right"] for row in rows), "gap": max(line[-1][1] for line in ends.values())}
+    report("study_structure", header, body, figure, options.out, findings)
+
+
 def _level(axes: object, quartiles: tuple[float, float, float], color: str, label: str) -> None:
     axes.axhline(quartiles[1], color=color, linestyle="--", linewidth=1.2, label=label)
     axes.axhspan(quartiles[0], quartiles[2], color=color, alpha=0.15, linewidth=0)
@@ -315,5 +410,5 @@ def _ticks(axes: object, x: tuple[float, ...], scale: str) -> None:
 
 
 if __name__ == "__main__":
-    studies = {f.__name__: f for f in (lemma, decay, inputs, architecture, iota, samples)}
+    studies = {f.__name__: f for f in (lemma, decay, inputs, architecture, iota, samples, structure)}
     sys.exit(command_line(studies, __doc__))

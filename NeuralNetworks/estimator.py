@@ -1,0 +1,311 @@
+"""StructureDiscovery: the directions of the inputs that matter, as scikit-learn estimators.
+
+model = StructureDiscovery().fit(X, y)
+model.directions_           # (k, d): a row for each direction, in the units of X's columns
+model.transform(X)          # (n, k): the coordinates along them
+model.predict(X)            # the network's answer, a function of those coordinates alone
+"""
+
+from copy import deepcopy
+from numbers import Integral, Real
+from typing import ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+from sklearn.base import (
+    BaseEstimator,
+    ClassifierMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    RegressorMixin,
+    TransformerMixin,
+)
+from sklearn.covariance import oas
+from sklearn.preprocessing import QuantileTransformer
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from discover import Network, Progress, Rows, discover, logistic, polish
+from main import Config
+from model import Loss, squared
+from table import split
+
+DEFAULT = Config()
+Inputs = Literal["whiten", "scores", "raw"]
+
+
+class Whitening:
+    """z = M (s(x) − m): coordinates of mean 0 and covariance I, as far as the rows tell.
+
+    s is the identity, or for "scores" each column's normal scores Φ⁻¹(rank/n). M = C^{-1/2} diag(1/sd), C the columns'
+    correlations, shrunk to the identity by the rule of Chen et al. (2010): hardly where rows are many and correlations
+    strong, much where rows are few or the columns uncorrelated anyway. (Ledoit and Wolf's rule takes heavy tails for
+    noise, and leaves correlations in.) "raw": z = x.
+
+    Args:
+        X: (n, d).
+        inputs: whiten, scores or raw.
+    """
+
+    def __init__(self, X: NDArray, inputs: Inputs) -> None:
+        d = X.shape[1]
+        self.scores, self.mean, self.M = None, np.zeros(d), np.eye(d)
+        if inputs == "scores":
+            how = dict(output_distribution="normal", subsample=None)
+            self.scores = QuantileTransformer(n_quantiles=min(len(X), 1000), **how).fit(X)
+        if inputs != "raw":
+            S = self._scored(X)
+            self.mean, deviation = S.mean(0), S.std(0)
+            scale = np.where(deviation > 0, deviation, 1)
+            values, vectors = np.linalg.eigh(oas((S - self.mean) / scale, assume_centered=True)[0])
+            inverse = np.where(values > 1e-10, values, np.inf) ** -0.5
+            self.M = (vectors * inverse) @ vectors.T / scale
+
+    def _scored(self, X: NDArray) -> NDArray:
+        return X if self.scores is None else self.scores.transform(X)
+
+    def __call__(self, X: NDArray) -> NDArray:
+        """z (n, d) of X (n, d)."""
+        return (self._scored(X) - self.mean) @ self.M.T
+
+    def deviation(self, X: NDArray) -> NDArray:
+        """(d,) standard deviation of each column, or of its scores: what a loading is multiplied by to compare."""
+        return self._scored(X).std(0)
+
+    def in_units(self, B: NDArray) -> NDArray:
+        """(k, d): the rows β = B M, such that B z = β (s(x) − m): per unit of each column, or of its score."""
+        return B @ self.M
+
+
+class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """What regressor and classifier share; see StructureDiscovery."""
+
+    loss: Loss
+    _parameter_constraints: ClassVar[dict[str, list]] = {
+        "n_directions": [Interval(Integral, 0, None, closed="left"), None],
+        "inputs": [StrOptions({"whiten", "scores", "raw"})],
+        **{name: [Interval(Integral, 1, None, closed="left")] for name in ("max_directions", "width", "steps")},
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        n_directions: int | None = DEFAULT.directions,
+        *,
+        inputs: Inputs = DEFAULT.inputs,
+        max_directions: int = DEFAULT.max_directions,
+        width: int = DEFAULT.neurons,
+        steps: int = DEFAULT.adam_steps,
+        validation_fraction: float = 0.25,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.n_directions, self.max_directions, self.inputs = n_directions, max_directions, inputs
+        self.width, self.steps, self.validation_fraction = width, steps, validation_fraction
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Choose λ and the directions on rows held out by chance, then fit again on all rows.
+
+        Args:
+            X: (n, d) numbers.
+            y: (n,) answers.
+
+        Raises:
+            ValueError: X or y is no such thing, or a hyperparameter is out of its range.
+        """
+        return self.fit_with(X, y)
+
+    def fit_with(self, X: ArrayLike, y: ArrayLike, progress: Progress = lambda stage: None) -> Self:
+        """`fit`, with `progress` called after each of its steps with the step's name."""
+        classes = isinstance(self, ClassifierMixin)
+        X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=4, y_numeric=not classes)
+        self.check(X.shape[1])
+        self._learn_answers(y)
+        seed = check_random_state(self.random_state).randint(2**31 - 1)
+        parts = split(y, self.validation_fraction, seed, classes)
+        self.whitening_ = Whitening(X, self.inputs)
+        rows = self.rows(X, y)
+        self.discovery_ = discover(
+            *(tuple(x[chosen] for x in rows) for chosen in parts),
+            self.loss,
+            self.n_directions,
+            self.max_directions,
+            self.width,
+            self.steps,
+            torch.Generator().manual_seed(seed),
+            progress,
+        )
+        return self._refitted(rows)
+
+    def refit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Fit the network on other rows of the same table, from where it is, with λ and the number as chosen.
+
+        To choose on some rows, test on others, and end with what all of them say.
+        """
+        check_is_fitted(self)
+        numeric = not isinstance(self, ClassifierMixin)
+        X, y = validate_data(self, X, y, dtype=np.float64, reset=False, y_numeric=numeric)
+        return self._refitted(self.rows(X, y))
+
+    def _refitted(self, rows: Rows) -> Self:
+        stage = self.discovery_.chosen
+        network = polish(stage.network, rows, self.loss, stage.lam, iterations=200)
+        self.network_ = network.restricted(stage.directions)
+        self.lam_, self.n_directions_ = stage.lam, stage.directions
+        self.spectrum_ = self.discovery_.full.spectrum
+        self.directions_ = self.whitening_.in_units(self.network_.directions)
+        self._n_features_out = self.n_directions_
+        return self
+
+    def transform(self, X: ArrayLike) -> NDArray:
+        """Coordinates (n, k) along the directions; over the rows of fit, of mean 0 and variance 1 (unless raw)."""
+        return self._inputs(X) @ self.network_.directions.T
+
+    def _inputs(self, X: ArrayLike) -> NDArray:
+        check_is_fitted(self)
+        return self.whitening_(validate_data(self, X, dtype=np.float64, reset=False))
+
+    def rows(self, X: ArrayLike, y: ArrayLike) -> Rows:
+        """Whitened inputs and answers as the network takes them."""
+        z = torch.as_tensor(self.whitening_(np.asarray(X, np.float64)), dtype=torch.float32)
+        return z, torch.as_tensor(self._encoded(np.asarray(y)), dtype=torch.float32)
+
+    def answers(self, X: ArrayLike, network: Network | None = None) -> NDArray:
+        """What the fitted network, or the given one, says at X: numbers (n,), or probabilities of the second class."""
+        z = self._inputs(X)
+        return self._decoded(_output(network or self.network_, z))
+
+    def answers_along(self, t: NDArray) -> NDArray:
+        """The fitted network's answers at coordinates t (n, k) along the directions."""
+        return self._decoded(_output(self.network_, t @ self.network_.directions))
+
+    def arrays(self) -> dict[str, NDArray]:
+        """All that `predict` needs, by name: with z = M (s(x) − mean), ŷ = a·GELU(A B z + b) + c, which is in units of
+        answer_scale from answer_mean, or log-odds. s is the identity unless scores_at (quantiles, d) are there."""
+        check_is_fitted(self)
+        arrays = {name: p.detach().double().numpy() for name, p in self.network_.named_parameters()}
+        arrays |= {"M": self.whitening_.M, "mean": self.whitening_.mean, "directions": self.directions_}
+        if self.whitening_.scores is not None:
+            arrays |= {"scores_at": self.whitening_.scores.quantiles_, "scores_of": self.whitening_.scores.references_}
+        return arrays | self._answer_arrays()
+
+    def check(self, d: int) -> None:
+        """Raise ValueError for a hyperparameter out of its range; d is the number of columns."""
+        self._validate_params()
+        if self.n_directions is not None and self.n_directions > d:
+            raise ValueError(f"{self.n_directions} directions: with {d} columns it can be 0 to {d}, or None to choose")
+
+    def _learn_answers(self, y: NDArray) -> None:
+        """Keep what `_encoded` needs to know of all answers y (n,)."""
+        raise NotImplementedError
+
+    def _encoded(self, y: NDArray) -> NDArray:
+        """Answers as the network takes them."""
+        raise NotImplementedError
+
+    def _decoded(self, output: NDArray) -> NDArray:
+        """The network's output as answers, or probabilities."""
+        raise NotImplementedError
+
+    def _answer_arrays(self) -> dict[str, NDArray]:
+        return {}
+
+
+class StructureDiscovery(RegressorMixin, _StructureDiscovery):
+    """Regression on the few directions of the inputs that the answers depend on, found by λ‖W‖² on a network's W.
+
+    The defaults are those at the top of main.py.
+
+    Args:
+        n_directions: how many; None: as many as the validation rows support, none included.
+        inputs: "whiten"; "scores": each column by its normal scores first, for heavy tails; "raw": as they are.
+        max_directions: at most so many are tried; where all are taken, more may be there.
+        width: neurons.
+        steps: of descent for each λ.
+        validation_fraction: share of the rows of `fit` that λ and the number are chosen on.
+        random_state: of the split, the weights and the batches.
+
+    Attributes:
+        directions_: (k, d) rows β with coordinates β x + const., in the units of X's columns (with scores, of those).
+        n_directions_: k.
+        spectrum_: (d,) singular values of W at the chosen λ before it is restricted to k directions: the gap after k.
+        lam_: λ that the network on k directions was fitted with.
+        discovery_: the path of λ and the fits on 0, 1, … directions, see `discover.Discovery`.
+        network_: the fitted `discover.Network`, of whitened inputs.
+        whitening_: the `Whitening`.
+    """
+
+    loss = staticmethod(squared)
+
+    def predict(self, X: ArrayLike) -> NDArray:
+        """Answers (n,)."""
+        return self.answers(X)
+
+    def _encoded(self, y: NDArray) -> NDArray:
+        return (y - self._mean) / self._scale
+
+    def _decoded(self, output: NDArray) -> NDArray:
+        return output * self._scale + self._mean
+
+    def _answer_arrays(self) -> dict[str, NDArray]:
+        return {"answer_mean": np.array(self._mean), "answer_scale": np.array(self._scale)}
+
+    def _learn_answers(self, y: NDArray) -> None:
+        self._mean, self._scale = float(y.mean()), float(y.std()) or 1.0
+
+
+class StructureDiscoveryClassifier(ClassifierMixin, _StructureDiscovery):
+    """Two classes by the few directions that tell them apart; as `StructureDiscovery`, with the logistic loss.
+
+    Attributes:
+        classes_: the two.
+    """
+
+    loss = staticmethod(logistic)
+
+    def decision_function(self, X: ArrayLike) -> NDArray:
+        """Log-odds (n,) of the second class."""
+        z = self._inputs(X)
+        return _output(self.network_, z)
+
+    def predict_proba(self, X: ArrayLike) -> NDArray:
+        """Probabilities (n, 2)."""
+        p = self.answers(X)
+        return np.column_stack([1 - p, p])
+
+    def predict(self, X: ArrayLike) -> NDArray:
+        """Classes (n,)."""
+        second = self.decision_function(X) > 0
+        return self.classes_[second.astype(int)]
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        return tags
+
+    def _encoded(self, y: NDArray) -> NDArray:
+        return np.searchsorted(self.classes_, y)
+
+    def _decoded(self, output: NDArray) -> NDArray:
+        return expit(output)
+
+    def _learn_answers(self, y: NDArray) -> None:
+        check_classification_targets(y)
+        kind = type_of_target(y, input_name="y", raise_unknown=True)
+        self.classes_ = np.unique(y)
+        if kind != "binary" or len(self.classes_) > 2:
+            said = f"Only binary classification is supported. The type of the target is {kind}"
+            raise ValueError(f"{said}; take two classes at a time")
+        if len(self.classes_) < 2:
+            raise ValueError(f"y has one class, {self.classes_[0]}; the classifier needs two")
+
+
+@torch.no_grad()
+def _output(network: Network, z: NDArray) -> NDArray:
+    return (
+        deepcopy(network).double()(torch.as_tensor(z)).numpy()
+    )  # in float32 a row's answer would depend on the others

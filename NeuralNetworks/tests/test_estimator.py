@@ -1,0 +1,65 @@
+"""The estimators are scikit-learn's: its own checks, pipelines, names of outputs, and refusals in its way."""
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+from estimator import StructureDiscovery, StructureDiscoveryClassifier
+from main import Config
+
+QUICK = dict(steps=10, max_directions=1, width=10)
+
+
+@pytest.mark.filterwarnings("ignore")  # the checks' own
+@pytest.mark.parametrize("kind", [StructureDiscovery, StructureDiscoveryClassifier])
+def test_scikit_learns_checks(kind):
+    outcomes = check_estimator(kind(**QUICK), on_fail=None, on_skip=None)
+    assert {x["check_name"]: x["exception"] for x in outcomes if x["status"] == "failed"} == {}
+    assert sum(x["status"] == "passed" for x in outcomes) > 50
+
+
+def test_in_a_pipeline_and_cross_validated():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 4))
+    y = X[:, 0] ** 2 + 0.1 * rng.normal(size=300)
+    model = StructureDiscovery(1, steps=100, random_state=0)
+    assert cross_val_score(make_pipeline(StandardScaler(), model), X, y, cv=2).min() > 0.9
+    fitted = clone(model).set_output(transform="pandas").fit(X, y)
+    assert list(fitted.transform(X).columns) == ["structurediscovery0"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(n_directions=5), "with 4 columns it can be 0 to 4"),
+        (dict(n_directions=-1), "'n_directions'.*Got -1"),
+        (dict(n_directions=1.5), "'n_directions'.*Got 1.5"),
+        (dict(inputs="scaled"), "'inputs'.*Got 'scaled'"),
+        (dict(steps=0), "'steps'.*Got 0"),
+        (dict(width=0), "'width'.*Got 0"),
+        (dict(max_directions=0), "'max_directions'.*Got 0"),
+        (dict(validation_fraction=1.0), "'validation_fraction'.*Got 1.0"),
+    ],
+)
+def test_hyperparameters_out_of_range(options, message):
+    X = np.random.default_rng(0).normal(size=(30, 4))
+    with pytest.raises(ValueError, match=message):
+        StructureDiscovery(**options).fit(X, X[:, 0])
+
+
+def test_the_defaults_are_those_of_the_command_line():
+    config, model = Config(), StructureDiscovery()
+    flags = (config.directions, config.inputs, config.max_directions, config.neurons, config.adam_steps)
+    assert flags == (model.n_directions, model.inputs, model.max_directions, model.width, model.steps)
+
+
+def test_classes_must_be_two():
+    X = np.random.default_rng(0).normal(size=(30, 4))
+    with pytest.raises(ValueError, match="one class, a"):
+        StructureDiscoveryClassifier(**QUICK).fit(X, ["a"] * 30)
+    with pytest.raises(ValueError, match="two classes at a time"):
+        StructureDiscoveryClassifier(**QUICK).fit(X, ["a", "b", "c"] * 10)

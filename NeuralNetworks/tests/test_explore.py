@@ -1,0 +1,139 @@
+"""A table from the file to the files: what is printed and saved is what was measured, and bad input leaves nothing."""
+
+import json
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import ndtr
+from sklearn.metrics import d2_log_loss_score, r2_score
+
+from estimator import StructureDiscovery
+from explore import explore, score
+from main import Config, main
+from run import command_line
+
+QUICK = dict(adam_steps=100, max_directions=3, neurons=50, bootstrap=4, repeats=1)
+
+
+def table(n: int = 500) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, 4)) @ (np.eye(4) + 0.3) * [1, 10, 0.1, 1]
+    z = X[:, 0] - X[:, 1] / 10
+    return pd.DataFrame(X, columns=["a", "b", "c", "d"]).assign(answer=5 + 2 * np.tanh(z) + 0.2 * rng.normal(size=n))
+
+
+def predicted(arrays: dict[str, np.ndarray], X: np.ndarray) -> np.ndarray:
+    """The network of weights.npz, by nothing but the formula."""
+    z = (X - arrays["mean"]) @ arrays["M"].T
+    t = z @ arrays["B"].T @ arrays["A"].T + arrays["b"]
+    return ((t * ndtr(t)) @ arrays["a"] + arrays["c"]) * arrays["answer_scale"] + arrays["answer_mean"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    table().to_csv(folder / "t.csv", index=False)
+    config = Config(data=str(folder / "t.csv"), target="answer", out=folder / "out", **QUICK)
+    assert not explore(config)
+    return folder / "out", json.loads((folder / "out" / "results.json").read_text())
+
+
+def test_the_files_say_what_was_planted(finished):
+    folder, results = finished
+    names = {"table_answer", "table_path", "table_spectrum"}
+    expected = {f"{name}.{kind}" for name in names for kind in ("png", "pdf")}
+    assert {x.name for x in folder.iterdir()} == expected | {"directions.csv", "results.json", "weights.npz"}
+    assert results["n_directions"] == 1 and results["repeats"][0]["n_directions"] == 1
+    directions = pd.read_csv(folder / "directions.csv")
+    assert set(directions["column"][:2]) == {"a", "b"}
+    assert (directions["standardized"].abs().diff().dropna() <= 0).all()
+    loading = directions.set_index("column")["loading"]
+    assert loading["a"] / loading["b"] == pytest.approx(-10, rel=0.1)
+    assert (directions["standardized_sd"] < 0.1).all() and max(results["bootstrap_sines"]) < 0.2
+    assert np.allclose(loading[results["columns"]], results["directions"][0])
+    test = {name: s["explained"] for name, s in results["test"].items()}
+    assert test["the network, these directions"] > 0.93 > 0.9 > test["least squares"]
+    assert len(test) == 5 and len(results["path"]) == 8 and [r["directions"] for r in results["ranks"]] == [0, 1, 2, 3]
+
+
+def test_the_weights_give_the_predictions(finished):
+    arrays = dict(np.load(finished[0] / "weights.npz"))
+    t = table()
+    X, y = t.drop(columns="answer").to_numpy(), t["answer"].to_numpy()
+    assert r2_score(y, predicted(arrays, X)) > 0.95
+    model = StructureDiscovery(1, steps=20, random_state=0).fit(X, y)
+    assert np.allclose(predicted(model.arrays(), X), model.predict(X), atol=1e-4)
+
+
+def test_scores_are_scikit_learns():
+    rng = np.random.default_rng(0)
+    y, p = rng.integers(2, size=50), rng.uniform(0.05, 0.95, 50)
+    assert score(y, p, classes=True)["explained"] == pytest.approx(d2_log_loss_score(y, p))
+    assert score(y, p, classes=True)["accuracy"] == np.mean((p > 0.5) == y)
+    x, z = rng.normal(size=(2, 50))
+    assert score(x, z, classes=False)["explained"] == pytest.approx(r2_score(x, z))
+
+
+def test_nothing_is_found_in_noise_and_it_says_so(tmp_path, capsys):
+    table().assign(answer=np.random.default_rng(1).normal(size=500)).to_csv(tmp_path / "t.csv", index=False)
+    config = Config(data=str(tmp_path / "t.csv"), target="answer", out=tmp_path / "out", **QUICK)
+    assert not explore(config)
+    out = capsys.readouterr().out
+    assert "none found" in out and "certificate" not in out
+    assert len(pd.read_csv(tmp_path / "out" / "directions.csv")) == 0
+    assert not (tmp_path / "out" / "table_answer.png").exists()
+
+
+def test_two_classes_and_scores_of_columns(tmp_path, capsys):
+    t = table()
+    t = t.assign(answer=np.where(t["answer"] > 5, "high", "low"), b=np.exp(t["b"] / 5))
+    t.to_csv(tmp_path / "t.csv", index=False)
+    how = QUICK | dict(inputs="scores", directions=1)
+    config = Config(data=str(tmp_path / "t.csv"), target="answer", out=tmp_path / "out", **how)
+    assert not explore(config)
+    assert "low against high" in (out := capsys.readouterr().out) and "% of classes right" in out
+    directions = pd.read_csv(tmp_path / "out" / "directions.csv").set_index("column")["loading"]
+    assert directions["a"] / directions["b"] == pytest.approx(-1, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--target", "z"], "there is no such column"),
+        (["--target", "answer", "--directions", "9"], "with 4 columns it can be 0 to 4"),
+        (["--target", "answer", "--neurons", "0"], "greater than or equal to 1"),
+        (["--target", "answer", "--width", "9"], "--width is the experiment's"),
+        (["--target", "answer", "--freeze-bias"], "--freeze-bias is the experiment's"),
+        (["--target", "answer", "--inputs", "scaled"], "whiten"),
+        (["--target", "answer", "--out", "/proc/nowhere"], "/proc"),
+    ],
+)
+def test_bad_input_is_status_2_and_leaves_nothing(tmp_path, monkeypatch, capsys, flags, message):
+    table().to_csv(tmp_path / "t.csv", index=False)
+    command = ["main.py", "--data", str(tmp_path / "t.csv"), "--out", str(tmp_path / "out"), *flags]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as end:
+        command_line(main, Config, "")
+    captured = capsys.readouterr()
+    assert end.value.code == 2 and captured.out == "" and message in captured.err
+    assert "Traceback" not in captured.err and not (tmp_path / "out").exists()
+
+
+def test_a_target_needs_a_table():
+    with pytest.raises(ValueError, match="--data says which table"):
+        Config(target="y")
+
+
+def test_ctrl_c_keeps_the_directions(tmp_path, capsys, monkeypatch):
+    def interrupted(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    table().to_csv(tmp_path / "t.csv", index=False)
+    monkeypatch.setattr("explore.sine", interrupted)
+    config = Config(data=str(tmp_path / "t.csv"), target="answer", out=tmp_path / "out", **QUICK)
+    assert explore(config)
+    assert capsys.readouterr().out.startswith("interrupted: the measurement of the directions' stability ends early")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["interrupted"]
+    assert set(pd.read_csv(tmp_path / "out" / "directions.csv")["column"][:2]) == {"a", "b"}
