@@ -95,8 +95,6 @@ def read(config: Config) -> Problem:
         X = read_matrix(config.data, config.n)
     draws = config.draws if config.objective == "sampled" else 1
     check_memory(draws * config.k * X.shape[1], f"--k is {config.k}" + f" and --draws {draws}" * (draws > 1))
-    if config.problem == "pairs":
-        check_memory(len(X) ** 2, f"there are {len(X)} points, and all their pairs are kept")
     if config.k >= X.shape[1]:
         warnings.warn(f"k = {config.k} is not below d = {X.shape[1]}: no projection is needed", stacklevel=2)
     return (Pairs if config.problem == "pairs" else Vectors)(torch.from_numpy(X).to(config.device))

@@ -7,7 +7,9 @@ q = ‖M x‖²: ‖A x‖²/σ² is noncentral χ² with k degrees of freedom a
 All quantities are dimensionless: vectors are scaled to length 1 before anything else, and so are differences of points.
 """
 
-from collections.abc import Iterator
+import copy
+import warnings
+from collections.abc import Callable, Iterator
 from math import inf, log
 
 import numpy as np
@@ -15,8 +17,8 @@ import torch
 from scipy.special import chndtr
 from torch import Tensor
 
-BLOCK = 2**16
-"""pairs handled at a time: what keeps memory small, and the processor's cache warm"""
+TILE = 256
+"""side of a tile of pairs, points against points: what keeps memory small, and the processor's cache warm"""
 
 
 class Vectors:
@@ -36,9 +38,9 @@ class Vectors:
             row = int((largest == 0).flatten().nonzero()[0])
             raise ValueError(f"row {row} is the zero vector: it has no norm to preserve; leave it out")
         X = X / largest  # squares neither overflow nor underflow
-        self.X = X / X.norm(dim=1, keepdim=True)
+        self.points = self.X = X / X.norm(dim=1, keepdim=True)
         self.N, self.d = self.X.shape
-        self.blocks = [slice(None)]
+        self.blocks, self.log_weight, self.chosen = [slice(None)], 0.0, None
 
     def q(self, Y: Tensor, block: slice) -> Tensor:
         """‖M x‖² of the block's vectors: (N,), from Y = M Xᵀ (k, N)."""
@@ -48,11 +50,31 @@ class Vectors:
         """Add to `out` the gradient of Σ w_i q_i over the block in Y."""
         out[:, block] += 2 * w * Y[:, block]
 
+    def ends(self, block: slice, chosen: Tensor) -> tuple[Tensor]:
+        """Which vectors the chosen ones of the block are."""
+        return (chosen,)
+
+    def subset(self, i: Tensor, log_weight: Tensor | float = 0.0) -> "Vectors":
+        """The vectors i alone, each in the place of exp(log_weight)."""
+        few = copy.copy(self)
+        few.X, few.points, few.N = self.X[i], self.points[i], len(i)
+        few.log_weight, few.chosen = log_weight, (i,)
+        return few
+
+    def units(self) -> Tensor:
+        """(N, r) the vectors in the coordinates of X."""
+        return self.X
+
+
+Tile = tuple[slice, slice, Tensor | None]
+"""rows, columns, and which entries of their submatrix, flat, are pairs; None: all"""
+
 
 class Pairs:
     """All pairs of n points, whose distances are to be preserved: q_ij = ‖M (x_i − x_j)‖² / ‖x_i − x_j‖².
 
-    The differences are never built: with Y = M Xᵀ, ‖y_i − y_j‖² = ‖y_i‖² + ‖y_j‖² − 2 y_i·y_j, block by block.
+    The differences are never built: with Y = M Xᵀ, ‖y_i − y_j‖² = ‖y_i‖² + ‖y_j‖² − 2 y_i·y_j, tile by tile of the
+    n × n matrix; nothing of that size is kept.
 
     Args:
         X: (n, d) the points.
@@ -60,6 +82,7 @@ class Pairs:
     Attributes:
         N: number of pairs that are preserved.
         duplicates: number of pairs left out, as they are closer than 10⁻⁵ of their distance to the mean point.
+        points: (n, d) the points again: distances are measured between these in whatever coordinates X is.
 
     Raises:
         ValueError: there is no pair left.
@@ -68,70 +91,115 @@ class Pairs:
     def __init__(self, X: Tensor) -> None:
         X = X.double()
         X = X / max(float(X.abs().max()), np.finfo(np.float64).tiny)  # squares neither overflow nor underflow
-        self.X = X - X.mean(0)
+        self.points = self.X = X - X.mean(0)
         n, self.d = X.shape
-        self.blocks, start, squares = [], 0, self.X.square().sum(1)
-        while start < n - 1:
-            rows = slice(start, min(n, start + max(1, BLOCK // (n - start))))
-            D = _squared_distances(self.X[rows].T, self.X[start:].T)
-            apart = D > 1e-10 * (squares[rows, None] + squares[start:])  # closer ones drown in rounding
-            keep = apart.triu(1).flatten().nonzero()[:, 0]
-            if len(keep):
-                self.blocks.append((rows, keep, 1 / D.flatten()[keep]))
-            start = rows.stop
-        self.N = sum(len(keep) for _, keep, _ in self.blocks)
+        self.blocks, self.log_weight, self.chosen, squares = [], 0.0, None, self.X.square().sum(1)
+        tiles = [slice(start, min(start + TILE, n)) for start in range(0, n, TILE)]
+        self.N = 0
+        for i, rows in enumerate(tiles):
+            for columns in tiles[i:]:
+                apart = _squared_distances(self.X[rows].T, self.X[columns].T)
+                apart = apart > 1e-10 * (squares[rows, None] + squares[columns])  # closer ones drown in rounding
+                kept = (apart.triu(1) if rows == columns else apart).flatten()
+                count = int(kept.sum())
+                if count:  # indices only where some are left out: on the diagonal, and of duplicates
+                    self.blocks.append((rows, columns, None if count == len(kept) else kept.nonzero()[:, 0].int()))
+                self.N += count
         self.duplicates = n * (n - 1) // 2 - self.N
         if self.N == 0:
             raise ValueError(f"all {n} points are the same: there is no distance to preserve")
 
-    def q(self, Y: Tensor, block: tuple[slice, Tensor, Tensor]) -> Tensor:
+    def _inverse(self, block: Tile) -> Tensor:
+        """1/‖x_i − x_j‖² of the block's pairs, flat."""
+        rows, columns, kept = block
+        D = _squared_distances(self.points[rows].T, self.points[columns].T).flatten()
+        return (D if kept is None else D.index_select(0, kept)).reciprocal_()
+
+    def q(self, Y: Tensor, block: Tile) -> Tensor:
         """q_ij of the block's pairs, flat, from Y = M Xᵀ (k, n)."""
-        rows, keep, inverse = block
-        return _squared_distances(Y[:, rows], Y[:, rows.start :]).flatten().index_select(0, keep) * inverse
+        rows, columns, kept = block
+        q = _squared_distances(Y[:, rows], Y[:, columns]).flatten()
+        return (q if kept is None else q.index_select(0, kept)) * self._inverse(block)
 
-    def add_gradient(self, w: Tensor, Y: Tensor, block: tuple[slice, Tensor, Tensor], out: Tensor) -> None:
+    def add_gradient(self, w: Tensor, Y: Tensor, block: Tile, out: Tensor) -> None:
         """Add to `out` the gradient of Σ w_ij q_ij over the block in Y: 2 Y L, L the Laplacian of the weights w/D."""
-        rows, keep, inverse = block
-        a, b = Y[:, rows], Y[:, rows.start :]
-        W = w.new_zeros(a.shape[1] * b.shape[1]).index_copy_(0, keep, w * inverse).view(a.shape[1], b.shape[1])
+        rows, columns, kept = block
+        a, b = Y[:, rows], Y[:, columns]
+        W = w * self._inverse(block)
+        if kept is not None:
+            W = w.new_zeros(a.shape[1] * b.shape[1]).index_copy_(0, kept.long(), W)
+        W = W.view(a.shape[1], b.shape[1])
         out[:, rows] += 2 * (W.sum(1) * a - b @ W.T)
-        out[:, rows.start :] += 2 * (W.sum(0) * b - a @ W)
+        out[:, columns] += 2 * (W.sum(0) * b - a @ W)
 
-    def heavy(self, M: Tensor, least: float) -> "SomePairs":
-        """The pairs whose distortion |q − 1| under M is at least `least`."""
-        Y, chosen = M @ self.X.T, []
-        for rows, keep, inverse in self.blocks:
-            heavy = ((self.q(Y, (rows, keep, inverse)) - 1).abs() >= least).nonzero()[:, 0]
-            ends, width = keep[heavy], len(self.X) - rows.start
-            chosen.append((ends // width + rows.start, ends % width + rows.start, inverse[heavy]))
-        return SomePairs(self.X, *(torch.cat(part) for part in zip(*chosen, strict=True)))
+    def ends(self, block: Tile, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """The ends i, j of the chosen pairs of a block."""
+        rows, columns, kept = block
+        flat = chosen if kept is None else kept.index_select(0, chosen).long()
+        width = columns.stop - columns.start
+        return flat // width + rows.start, flat % width + columns.start
+
+    def subset(self, i: Tensor, j: Tensor, log_weight: Tensor | float = 0.0) -> "SomePairs":
+        """The pairs (i, j) alone, each in the place of exp(log_weight)."""
+        return SomePairs(self, i, j, log_weight)
 
 
 class SomePairs:
-    """A few of the `Pairs`: those that still matter once τ is large.
+    """A few of the `Pairs`, each perhaps in the place of many.
 
     Args:
-        X: (n, d) the points.
+        pairs: what they are of.
         i, j: (N,) the ends of the pairs.
-        inverse: (N,) 1/‖x_i − x_j‖².
+        log_weight: (N,) logarithm of how many pairs each stands for.
     """
 
-    def __init__(self, X: Tensor, i: Tensor, j: Tensor, inverse: Tensor) -> None:
-        self.X, self.i, self.j, self.inverse = X, i, j, inverse
-        self.N, self.d, self.blocks = len(i), X.shape[1], [slice(None)]
+    def __init__(self, pairs: Pairs, i: Tensor, j: Tensor, log_weight: Tensor | float = 0.0) -> None:
+        self.X, self.log_weight, self.chosen = pairs.X, log_weight, (i, j)
+        self.N, self.d, self.blocks = len(i), pairs.d, [slice(None)]
+        D = (pairs.points.index_select(0, i) - pairs.points.index_select(0, j)).square().sum(1)
+        # One row a pair: row i minus row j, over the distance. A product with it costs a third of picking the rows.
+        pair, ends = torch.arange(self.N, device=i.device), torch.cat([i, j])
+        signs = torch.cat([D.rsqrt(), -D.rsqrt()])
+        self._difference = _sparse(torch.cat([pair, pair]), ends, signs, (self.N, len(pairs.X)))
+        self._back = _sparse(ends, torch.cat([pair, pair]), signs, (len(pairs.X), self.N))
 
     def _differences(self, Y: Tensor) -> Tensor:
-        points = Y.T.contiguous()
-        return points.index_select(0, self.i) - points.index_select(0, self.j)
+        """(N, k) M u of the unit differences u, from Y = M Xᵀ (k, n)."""
+        return Differences.apply(Y, self._difference, self._back)
 
     def q(self, Y: Tensor, block: slice) -> Tensor:
         """q_ij of these pairs, from Y = M Xᵀ (k, n)."""
-        return self._differences(Y).square().sum(1) * self.inverse
+        return self._differences(Y).square().sum(1)
 
     def add_gradient(self, w: Tensor, Y: Tensor, block: slice, out: Tensor) -> None:
         """Add to `out` the gradient of Σ w_ij q_ij in Y."""
-        pull = self._differences(Y) * (2 * w * self.inverse)[:, None]
-        out += torch.zeros_like(Y.T).index_add_(0, self.i, pull).index_add_(0, self.j, pull, alpha=-1).T
+        out += (self._back @ (self._differences(Y) * (2 * w)[:, None])).T
+
+    def units(self) -> Tensor:
+        """(N, r) the unit differences in the coordinates of X."""
+        return self._differences(self.X.T)
+
+
+class Differences(torch.autograd.Function):
+    """E Yᵀ for a sparse E whose transpose is given; differentiable any number of times."""
+
+    @staticmethod
+    def forward(ctx, Y: Tensor, E: Tensor, back: Tensor) -> Tensor:
+        ctx.E, ctx.back = E, back
+        return E @ Y.T.contiguous()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return Differences.apply(grad.T, ctx.back, ctx.E).T, None, None
+
+
+def _sparse(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The sparse matrix with these entries, no two in one place, by rows."""
+    order = (rows * shape[1] + columns).argsort()
+    starts = torch.cat([rows.new_zeros(1), rows.bincount(minlength=shape[0]).cumsum(0)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch calls such matrices beta
+        return torch.sparse_csr_tensor(starts, columns[order], values[order], shape)
 
 
 Problem = Vectors | Pairs | SomePairs
@@ -158,6 +226,81 @@ def distortion(problem: Problem, M: Tensor) -> float:
     """max |‖M x‖² − 1|, the worst distortion of the matrix M (k, d)."""
     low, high = extremes(problem, M)
     return max(1 - low, high - 1)
+
+
+def row_space(problem: Problem) -> tuple[Problem, Tensor]:
+    """The same problem in coordinates of the span of its rows, r of them, r the rank of X.
+
+    Returns:
+        The problem, with X and points (n, r); and an orthonormal basis V (r, d): M' (k, r) there is M' V here.
+    """
+    _, S, V = torch.linalg.svd(problem.X, full_matrices=False)
+    V = V[S > 1e-10 * S[0]]
+    small = copy.copy(problem)
+    small.points = small.X = problem.X @ V.T
+    return small, V
+
+
+@torch.no_grad()
+def metric(problem: Problem) -> tuple[Problem, Tensor]:
+    """The same problem in coordinates of its `row_space` in which C, the mean of u uᵀ over its unit vectors u, is I/r.
+
+    f is the same function of A; its descent is one on M (r C)^{1/2}, for which it is about as steep in all directions.
+    (C of scikit-learn's digits has condition 10⁵.) The distances are those of before.
+
+    Returns:
+        The problem, with X (n, r) in the new coordinates and points (n, r) in an orthonormal basis; and B (r, d), with
+        which M' (k, r) there is M' B here.
+    """
+    small, V = row_space(problem)
+    Y, out = small.X.T.contiguous(), torch.zeros_like(small.X.T)
+    for block in small.blocks:
+        small.add_gradient(torch.ones_like(small.q(Y, block)), Y, block, out)
+    variances, directions = torch.linalg.eigh(out @ small.X)
+    variances = variances.clamp(min=1e-10 * variances[-1])
+    scale = (variances.sum() / (len(V) * variances)).sqrt()  # trace C = 1: like this M keeps its size
+    small.X = (small.X @ directions) * scale
+    return small, (directions * scale).T @ V
+
+
+def strongest(
+    problem: Problem, M: Tensor, key: Callable[[Tensor], Tensor], limit: int, margin: float = inf
+) -> tuple[tuple[Tensor, ...], Tensor, float]:
+    """The pairs or vectors of largest key, in one pass with the memory of a block and of what is chosen.
+
+    Args:
+        problem, M: as in `distortion`.
+        key: of the distortions |‖M x‖² − 1| of a block.
+        limit: at most so many.
+        margin: none whose key is so far below the largest.
+
+    Returns:
+        Their ends (`problem.subset` takes them), their keys, and the worst distortion of all.
+    """
+    worst, top, least, parts, count = 0.0, -inf, -inf, [], 0
+
+    def prune() -> None:
+        nonlocal least, parts, count
+        keys, *ends = (torch.cat(part) for part in zip(*parts, strict=True))
+        if len(keys) > limit:
+            least = max(least, float(keys.kthvalue(len(keys) - limit + 1)[0]))
+        kept = (keys >= least).nonzero()[:limit, 0]
+        parts, count = [tuple(x.index_select(0, kept) for x in (keys, *ends))], len(kept)
+
+    Y = M @ problem.X.T
+    for block in problem.blocks:
+        c = problem.q(Y, block).sub_(1).abs_()
+        worst, keys = max(worst, float(c.max())), key(c)
+        top = max(top, float(keys.max()))
+        least = max(least, top - margin)
+        chosen = (keys >= least).nonzero()[:, 0]
+        parts.append((keys.index_select(0, chosen), *problem.ends(block, chosen)))
+        count += len(chosen)
+        if count > 4 * limit + 2**16:
+            prune()
+    prune()
+    keys, *ends = parts[0]
+    return tuple(ends), keys, worst
 
 
 def log_moments(q: Tensor, variance: Tensor | float, tau: float, k: int) -> tuple[Tensor, Tensor]:
@@ -212,7 +355,7 @@ def bound_gradient(problem: Problem, M: Tensor, s: Tensor, tau: float) -> tuple[
     top, total, by_variance, out = -inf, 0.0, 0.0, torch.zeros_like(Y)
     for block in problem.blocks:
         q = problem.q(Y, block)
-        up, down = log_moments(q, variance, tau, k)
+        up, down = (x + problem.log_weight for x in log_moments(q, variance, tau, k))
         highest = max(float(up.max()), float(down.max()))
         if highest > top:  # everything so far is relative to exp(top)
             shrink = np.exp(top - highest)

@@ -58,7 +58,8 @@ def variance(history: dict[str, np.ndarray], kicks: list[int]) -> Figure:
     """Figure 7: σ² against iterations: the randomness that is left in the projection."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
-    axes.semilogy(history["step"], np.maximum(history["sigma"] ** 2, 1e-30), color=BLUE)
+    variances = np.where(history["sigma"] > 0, np.maximum(history["sigma"] ** 2, 1e-30), np.nan)  # 0 is at no height
+    axes.semilogy(history["step"], variances, color=BLUE)
     perturbations(axes, kicks)
     axes.set(xlabel="iteration", ylabel=r"variance $\sigma^2$")
     legend_below(figure)

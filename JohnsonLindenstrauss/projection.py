@@ -32,6 +32,8 @@ class DerandomizedProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         components_: (k, d) the projection.
         distortion_: worst |‖M x‖²/‖x‖² − 1| over the differences x of the points fitted (or over the points).
         sigma_: σ at the end, the randomness that is left.
+        certificate_: what was measured where the descent ended, see `pgd.Certificate`: whether that is a second-order
+            stationary point; None where `max_iter` steps ended the descent with too many pairs that still matter.
         n_iter_: steps taken.
         n_features_in_, feature_names_in_: as in all of scikit-learn.
     """
@@ -72,6 +74,7 @@ class DerandomizedProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         result = Derandomization(problem, config, torch.Generator().manual_seed(seed)).run().result()
         self.components_ = result.M.numpy()
         self.distortion_, self.sigma_, self.n_iter_ = result.distortion, result.sigma, result.steps
+        self.certificate_ = result.certificate
         return self
 
     def transform(self, X: np.ndarray) -> np.ndarray:

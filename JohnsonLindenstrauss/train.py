@@ -2,14 +2,13 @@
 
 f(M, σ) = objective(M, σ) + λ ‖σI‖²_F starts at the random projection itself, M = 0 and σ = 1/√k. The gradient in M is
 exactly zero there, and remains so while σ shrinks and M = 0 turns into a saddle: hence the kick. F_τ is followed while
-τ grows, as far as σ allows (it is finite for 2τσ² < 1). Once τ has arrived, f is fixed and PGD runs on to an SOSP,
-where Lemma 3.1 says that σ = 0.
+τ grows, as far as σ allows (it is finite for 2τσ² < 1), on the pairs that weigh something, or a sample of them. Once
+few are left σ is set to 0, and Newton's method (newton.py) follows the minimum as τ grows on, to an SOSP of the last f.
 
 Algorithms 1 and 2 pure do nothing of that: f is F_τ at one τ from start to end, the largest that the random projection
 allows, and PGD takes it as it is.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isfinite, nan, sqrt
@@ -19,7 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import Pairs, Problem, SomePairs, bound, bound_gradient, distortion, log_moments, sampled, tail
+from model import (
+    Problem,
+    bound,
+    bound_gradient,
+    distortion,
+    distortions,
+    log_moments,
+    metric,
+    row_space,
+    sampled,
+    strongest,
+    tail,
+)
+from newton import Newton, certificate
 from pgd import PGD, Certificate, certify
 from run import Descent, State
 
@@ -33,7 +45,16 @@ ROOM = 0.3
 MARGIN = 25
 """pairs lighter than the heaviest by e^−MARGIN are left out while τ grows, by e^−2·MARGIN at the end"""
 FEW = 10**5
-"""most pairs that are handled one by one instead of all in blocks, which would take too much memory"""
+"""most pairs that are handled one by one without being a sample"""
+ANYWAY = 2**13
+"""so many are few, whatever the number of all"""
+WHOLE = 2**18
+"""most pairs that are all handled at every step, in blocks"""
+SAMPLE = 5 * 10**4
+"""pairs that stand for all where these are more and too many matter"""
+SWITCH = 300.0
+"""τ from which Newton's method takes over once the pairs that matter are at most `PER_VARIABLE` for each variable"""
+PER_VARIABLE = 2
 CERTIFIABLE = 10**6
 """most pairs that may still matter at the end: with more the run was stopped early, and λ_min would take minutes"""
 
@@ -128,11 +149,15 @@ class Derandomization(Descent):
         generator: of all randomness.
     """
 
+    _OWN = ("tau", "scale", "value", "best", "least", "escapes")
+
     def __init__(self, problem: Problem, config: "Config", generator: torch.Generator) -> None:
         self.problem, self.config, self.pure = problem, config, config.algorithm != "default"
-        self.small, self.basis = (problem, None) if config.objective == "sampled" else row_space(problem)
-        self.few = self.small  # of pairs, those that matter
-        self.kd, self.scale, self.value = config.k * problem.d, 1.0, nan
+        self.small, self.basis = (row_space if self.pure or config.objective == "sampled" else metric)(problem)
+        self.few = self.small  # those that matter
+        self.period = STAGE * max(1 + (problem.N > WHOLE), problem.N // (200 * SAMPLE))  # steps between looks at all
+        self.newton: Newton | None = None
+        self.kd, self.scale, self.value, self.escapes = config.k * problem.d, 1.0, nan, 0
         M = self.small.X.new_zeros(config.k, self.small.X.shape[1])
         t = M.new_tensor(sqrt(problem.d))  # σ = 1/√k
         pgd = PGD(
@@ -200,24 +225,30 @@ class Derandomization(Descent):
         return value
 
     def step(self) -> None:
-        """One step of PGD. But for the pure algorithms, its stopping rule sleeps while f changes."""
-        if self.monotone is not None and self.t % STAGE == 0:
+        """One step of PGD or of Newton's method. But for the pure algorithms, PGD's rule sleeps while f changes."""
+        if self.newton is None and self.monotone is not None and self.t % STAGE == 0:
             self.next_stage()
+        if self.pgd.converged:
+            return
+        if self.newton is not None:
+            return self.newton_step()
         self.pgd.param_groups[0]["rho"] = self.config.rho if self.pure or self.tau == self.config.tau else 0
         self.value = self.pgd.step(self.monotone or self.closure)
 
     @torch.no_grad()
     def next_stage(self) -> None:
-        """Raise τ if σ allows it, choose the pairs that matter, and, once σ has begun to vanish, rescale t."""
+        """Raise τ if σ allows it; once σ has begun to vanish, rescale t; once few pairs matter, go on with Newton."""
         config = self.config
         if config.objective == "bound":
             growth = config.growth or (1.05 if config.problem == "vectors" else 1.003)
             raised = min(config.tau, self.tau * growth**STAGE)
             if raised * self.variance < ROOM:
                 self.tau = raised
-            if isinstance(self.small, Pairs):
-                worst = self.history["distortion"][-1]
-                self.few = heavy(self.small, *self.point(), self.tau, worst, MARGIN)
+            if config.k >= self.small.X.shape[1] and self.history["distortion"][-1] < 0.5:
+                return self.isometry()
+            if self.newtons_turn():
+                self.newton = Newton(self.small, self.params["M"].clone(), self.tau, config.tau)
+                return
             if self.scale == 1 and self.variance * config.k < 0.1:
                 # All that is left to do for σ is to vanish: with the scale halfway to σ itself one step size suits t
                 # and M. (Before, it would make the barrier at 2τσ² = 1 too steep for M to leave the saddle.)
@@ -228,19 +259,59 @@ class Derandomization(Descent):
                 return
         self.monotone.f_changed()
 
+    def newtons_turn(self) -> bool:
+        """Whether the pairs that matter are few enough for Newton's method."""
+        most = PER_VARIABLE * self.params["M"].numel() + ANYWAY // 2
+        few = self.few.N <= most and not is_sample(self.few)
+        return few and self.tau >= min(SWITCH, self.config.tau)
+
+    def isometry(self) -> None:
+        """End the descent where k ≥ r: there f is convex in MᵀM, and least where MᵀM is the identity on the span of
+        the data, which keeps everything. That is what the descent goes to, and it is known without it.
+        """
+        V = row_space(self.problem)[1]
+        self.params["M"].zero_()[: len(V)] = torch.linalg.lstsq(self.basis.T, V.T).solution.T
+        self.params["t"].zero_()
+        self.tau = self.config.tau
+        self.value, gradient, _ = bound_gradient(self.small, *self.point(), self.tau)
+        self.pgd.gradient_norm, self.pgd.converged = float(gradient.norm()), True
+
+    @torch.no_grad()
+    def newton_step(self) -> None:
+        """One step of Newton's method, at σ = 0."""
+        self.newton.step()
+        self.params["M"].copy_(self.newton.M)
+        self.params["t"].zero_()
+        self.tau, self.value = self.newton.tau, self.newton.f
+        self.pgd.gradient_norm, self.pgd.converged = self.newton.gradient_norm, self.newton.converged
+        self.pgd.perturbations += self.newton.escapes - self.escapes
+        self.escapes = self.newton.escapes
+
+    @torch.no_grad()
+    def look(self) -> float:
+        """Look at all pairs or vectors: choose those that matter; returns the worst distortion of M."""
+        M, s = self.point()
+        if self.newton is not None:
+            return self.newton.worst
+        if self.pure or self.config.objective != "bound":
+            return distortion(self.small, M)
+        worst = self.history["distortion"][-1] if self.history else 1.0
+        self.few, worst = matter(self.small, M, s, self.tau, worst, self.few, self.generator)
+        return worst
+
     def due(self) -> bool:
         """Whether a snapshot is due at time t."""
-        return self.t % STAGE == 0
+        return self.newton is not None or self.t % self.period == 0
 
     @torch.no_grad()
     def row(self) -> dict[str, Any]:
         """Worst distortion of M, and of one draw of A over the pairs that matter for M; σ, ‖∇f‖, f, τ."""
-        M, s = self.point()
+        worst, (M, s) = self.look(), self.point()
         sigma = abs(s.item()) / sqrt(self.kd)
         noise = torch.randn(M.shape, generator=self.generator, dtype=M.dtype, device=M.device)
         return dict(
             step=self.t,
-            distortion=distortion(self.small, M),
+            distortion=worst,
             drawn_distortion=distortion(self.few, M + sigma * noise),
             sigma=sigma,
             gradient_norm=self.pgd.gradient_norm,
@@ -260,17 +331,23 @@ class Derandomization(Descent):
 
     def state_dict(self) -> State:
         """All that further steps depend on."""
-        few = (self.few.i, self.few.j, self.few.inverse) if isinstance(self.few, SomePairs) else None
-        numbers = dict(tau=self.tau, scale=self.scale, value=self.value, best=self.best, least=self.least, few=few)
-        return super().state_dict() | numbers | dict(monotone=self.monotone and self.monotone.state_dict())
+        own = {name: getattr(self, name) for name in self._OWN}
+        own |= dict(few=self.few.chosen, log_weight=self.few.log_weight)
+        parts = {
+            name: part and part.state_dict() for name, part in (("monotone", self.monotone), ("newton", self.newton))
+        }
+        return super().state_dict() | own | parts
 
     def load_state_dict(self, state: State) -> None:
         """Go on where the descent was whose `state_dict` this is."""
         super().load_state_dict(state)
-        for name in ("tau", "scale", "value", "best", "least"):
+        for name in self._OWN:
             setattr(self, name, state[name])
         if state["few"] is not None:
-            self.few = SomePairs(self.small.X, *state["few"])
+            self.few = self.small.subset(*state["few"], log_weight=state["log_weight"])
+        if state["newton"] is not None:
+            self.newton = Newton(self.small, self.params["M"].clone(), self.tau, self.config.tau)
+            self.newton.load_state_dict(state["newton"])
         if self.monotone is not None:
             self.monotone.load_state_dict(state["monotone"])
 
@@ -279,19 +356,21 @@ class Derandomization(Descent):
         (M, s), tau = self.point() if self.pgd.converged else self.best, self.tau
         if self.config.objective == "bound" and not self.pgd.converged:
             tau = min(tau, ROOM * self.kd / max(s.square().item(), 1e-300))  # τ may have outgrown the best point
-        return M if self.basis is None else M @ self.basis.T, s, tau
+        return M @ self.basis, s, tau
 
     def result(self) -> Result:
         """The matrix, and the certificate of f there."""
         config, (M, s, tau) = self.config, self.end()
-        few, worst, certificate = self.problem, distortion(self.problem, M), None
-        if config.objective == "bound" and isinstance(few, Pairs):
-            few = heavy(few, M, s, tau, worst, 2 * MARGIN)
-        if config.objective != "sampled" and not self.interrupted and few.N <= CERTIFIABLE:
+        few, worst, proof = self.problem, distortion(self.problem, M), None
+        if config.objective == "bound":
+            few, _ = heavy(few, M, s, tau, worst, 2 * MARGIN)
+        if config.objective == "bound" and self.pgd.converged and not s.any():
+            proof = None if self.interrupted else certificate(self.problem, M, tau, config.lam, config.rho)
+        elif config.objective != "sampled" and not self.interrupted and few.N <= CERTIFIABLE:
             radius = min(1e-3, 0.1 * sqrt(self.kd / tau))  # F_τ is finite so far around s
             M.requires_grad_()
             s.requires_grad_()
-            certificate = certify(lambda: self.f(few, M, s, tau), [M, s], s, M, config.lam, config.rho, radius=radius)
+            proof = certify(lambda: self.f(few, M, s, tau), [M, s], s, M, config.lam, config.rho, radius=radius)
         M, s = M.detach(), s.detach()
         return Result(
             M=M,
@@ -299,7 +378,7 @@ class Derandomization(Descent):
             sigma=abs(s.item()) / sqrt(self.kd),
             tau=tau,
             objective=self.f(few, M, s, tau).item(),
-            certificate=certificate,
+            certificate=proof,
             history=self.arrays(),
             kicks=self.kicks,
             steps=self.t,
@@ -307,36 +386,87 @@ class Derandomization(Descent):
         )
 
 
-def row_space(problem: Problem) -> tuple[Problem, Tensor | None]:
-    """The same problem with its n < d vectors or points in an orthonormal basis of their span: n columns, not d.
-
-    Rows of A matter only on that span. Returns the problem, and the basis (d, n) or, where n ≥ d, None.
-    """
-    n, d = problem.X.shape
-    if n >= d:
-        return problem, None
-    basis, coordinates = torch.linalg.qr(problem.X.T)
-    small = copy.copy(problem)
-    small.X = coordinates.T.contiguous()
-    return small, basis
-
-
-def heavy(problem: Pairs, M: Tensor, s: Tensor, tau: float, worst: float, margin: float) -> Problem:
-    """The pairs whose moments are within e^−margin of the heaviest, if they are few; else all.
+def reach(M: Tensor, variance: float, tau: float, worst: float, margin: float) -> float:
+    """How far below the worst distortion the pairs lie that are lighter than the heaviest by e^−margin.
 
     Args:
-        problem, M, s, tau: as in `bound`.
+        M, tau: as in `bound`.
+        variance: σ².
         worst: worst distortion of M; 1 + worst or 1 − worst is therefore the q of some pair.
         margin: logarithm of the weight that may be left out.
     """
-    variance = s.square().item() / (len(M) * problem.d)
     up, down = 1 - 2 * tau * variance, 1 + 2 * tau * variance
     if up <= 0:
-        return problem
+        return inf
     above, below = log_moments(torch.tensor([1 + worst, 1 - worst], dtype=M.dtype), variance, tau, len(M))
     excess = float(above[0] - below[1])  # only one of the two need be there: the lighter
-    least = worst - max((margin + max(excess, 0)) * up, (margin + max(-excess, 0)) * down) / tau
-    if least <= 0:
-        return problem
-    few = problem.heavy(M, least)
-    return few if few.N < min(problem.N / 8, FEW) else problem
+    return max((margin + max(excess, 0)) * up, (margin + max(-excess, 0)) * down) / tau
+
+
+def heavy(problem: Problem, M: Tensor, s: Tensor, tau: float, worst: float, margin: float) -> tuple[Problem, float]:
+    """The pairs or vectors that are lighter than the heaviest by no more than e^−margin, if they are few; else all.
+
+    Args:
+        problem, M, s, tau: as in `bound`.
+        worst: worst distortion of M, or nearly.
+        margin: see `reach`.
+
+    Returns:
+        They, and the worst distortion.
+    """
+    far = reach(M, s.square().item() / (len(M) * problem.d), tau, worst, margin)
+    if far >= worst:
+        return problem, distortion(problem, M)
+    most = min(max(problem.N // 8, ANYWAY), FEW)
+    ends, keys, worst = strongest(problem, M, lambda c: c, most + 1, far)
+    return (problem.subset(*ends) if len(keys) <= min(most, problem.N - 1) else problem), worst
+
+
+def sample(problem: Problem, M: Tensor, tau: float, size: int, generator: torch.Generator) -> tuple[Problem, float]:
+    """A sample in which each pair is the likelier the heavier it would be at τ/2 (as M moves until the next one), and
+    stands for the more others the less likely it was: priority sampling (Duffield, Lund and Thorup 2007), unbiased.
+
+    Returns:
+        It, and the worst distortion.
+    """
+
+    def key(c: Tensor) -> Tensor:
+        return torch.empty_like(c).exponential_(generator=generator).add_(c, alpha=tau / 2)
+
+    ends, keys, worst = strongest(problem, M, key, size + 1)
+    least, last = keys.min(0)
+    kept = torch.arange(len(keys)) != last
+    few = problem.subset(*(x[kept] for x in ends))
+    c = torch.cat([(q - 1).abs() for q in distortions(few, M)])
+    few.log_weight = (least - tau / 2 * c).clamp(min=0)
+    return few, worst
+
+
+def matter(
+    problem: Problem, M: Tensor, s: Tensor, tau: float, worst: float, before: Problem, generator: torch.Generator
+) -> tuple[Problem, float]:
+    """The pairs or vectors on which F_τ is descended: the heavy ones if they are few, else all, or a sample of them.
+
+    Args:
+        problem, M, s, tau: as in `bound`.
+        worst: worst distortion of M, or nearly.
+        before: those that mattered last.
+        generator: of the sample.
+
+    Returns:
+        They, and the worst distortion.
+    """
+    if is_sample(before):  # it says how many would be heavy
+        far = reach(M, s.square().item() / (len(M) * problem.d), tau, worst, MARGIN)
+        c = torch.cat([(q - 1).abs() for q in distortions(before, M)])
+        if float(before.log_weight[c >= c.max() - far].exp().sum()) > FEW:
+            return sample(problem, M, tau, SAMPLE, generator)
+    few, worst = heavy(problem, M, s, tau, worst, MARGIN)
+    if few is problem and problem.N > WHOLE:
+        return sample(problem, M, tau, SAMPLE, generator)
+    return few, worst
+
+
+def is_sample(problem: Problem) -> bool:
+    """Whether its pairs or vectors stand for others."""
+    return torch.is_tensor(problem.log_weight)

@@ -20,7 +20,10 @@ from model import (
     distortion,
     distortions,
     log_moments,
+    metric,
+    row_space,
     sampled,
+    strongest,
     tail,
 )
 
@@ -97,11 +100,11 @@ def test_bound_is_infinite_where_the_moment_is():
 @pytest.mark.parametrize("kind", ["vectors", "pairs", "some pairs"])
 @pytest.mark.parametrize("sigma, tau", [(0.2, 3.0), (1e-4, 500.0), (0.0, 1e6)])
 def test_gradient_in_closed_form_is_autograd_s(kind, sigma, tau, monkeypatch):
-    monkeypatch.setattr(model, "BLOCK", 20)
+    monkeypatch.setattr(model, "TILE", 4)
     problem, M = make(kind.split()[-1]), 0.4 * normal(4, 6)
     if kind == "some pairs":
-        problem = problem.heavy(M, 0.2)
-        assert 3 < problem.N < 36
+        problem = problem.subset(*strongest(problem, M, lambda c: c, 20)[0])
+        assert problem.N == 20
     s = to_s(problem, M, sigma).requires_grad_()
     M.requires_grad_()
     F = bound(problem, M, s, tau)
@@ -114,7 +117,7 @@ def test_gradient_in_closed_form_is_autograd_s(kind, sigma, tau, monkeypatch):
 @pytest.mark.parametrize("kind", ["vectors", "pairs"])
 @pytest.mark.parametrize("name", ["bound", "tail"])
 def test_derivatives_agree_with_finite_differences(kind, name, monkeypatch):
-    monkeypatch.setattr(model, "BLOCK", 10)  # several blocks
+    monkeypatch.setattr(model, "TILE", 2)  # several tiles
     problem = make(kind, n=5, d=4)
     M, s = (0.4 * normal(3, 4)).requires_grad_(), to_s(problem, torch.empty(3), 0.2).requires_grad_()
 
@@ -181,17 +184,18 @@ def test_sampled_is_the_mean_worst_distortion(kind):
 
 
 def test_pairs_are_the_vectors_between_the_points(monkeypatch):
-    monkeypatch.setattr(model, "BLOCK", 30)
+    monkeypatch.setattr(model, "TILE", 4)
     X, M = normal(15, 6), 0.5 * normal(4, 6)
     i, j = torch.triu_indices(15, 15, 1)
     pairs, vectors = Pairs(X), Vectors(X[i] - X[j])
     assert len(pairs.blocks) > 3 and pairs.N == vectors.N == 105
-    q, reference = torch.cat(list(distortions(pairs, M))), torch.cat(list(distortions(vectors, M)))
+    q, reference = (torch.cat(list(distortions(problem, M))).sort()[0] for problem in (pairs, vectors))
     assert torch.allclose(q, reference, rtol=1e-12)
     least = (reference - 1).abs().median().item()
-    heavy = pairs.heavy(M, least)
+    heavy = pairs.subset(*strongest(pairs, M, lambda c: c, 10**9, distortion(pairs, M) - least)[0])
     chosen = torch.cat(list(distortions(heavy, M)))
-    assert torch.allclose(chosen, reference[(reference - 1).abs() >= least], rtol=1e-12) and heavy.N == 53
+    expected = reference[(reference - 1).abs() >= least]
+    assert heavy.N == 53 and torch.allclose(chosen.sort()[0], expected.sort()[0], rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["vectors", "pairs"])
@@ -215,3 +219,44 @@ def test_duplicates_are_left_out_and_counted():
         Pairs(torch.ones(4, 3))
     with pytest.raises(ValueError, match="row 2 is the zero vector"):
         Vectors(torch.tensor([[1.0, 0], [0, 1], [0, 0]]))
+
+
+def brute_force(X: Tensor, M: Tensor) -> Tensor:
+    """|‖M u‖² − 1| of all unit differences u of different points."""
+    i, j = torch.triu_indices(len(X), len(X), 1)
+    D = X[i] - X[j]
+    D = D[D.norm(dim=1) > 1e-9]
+    return ((D @ M.T).square().sum(1) / D.square().sum(1) - 1).abs()
+
+
+@pytest.mark.parametrize("limit, margin", [(7, math.inf), (10**6, 0.4), (10**6, math.inf)])
+def test_the_strongest_of_all_pairs_with_the_memory_of_a_few(limit, margin, monkeypatch):
+    monkeypatch.setattr(model, "TILE", 32)
+    X = torch.cat([normal(150, 6), normal(150, 6)[:20], normal(30, 6, seed=2)])  # 20 duplicates
+    pairs, M = Pairs(X), 0.4 * normal(4, 6, seed=1)
+    c = brute_force(X, M).sort(descending=True)[0]
+    ends, keys, worst = strongest(pairs, M, lambda c: c, limit, margin)
+    expected = c[c >= c[0] - margin][:limit]
+    assert pairs.N == len(c) and pairs.duplicates == 20 and worst == pytest.approx(float(c[0]))
+    assert torch.allclose(keys.sort(descending=True)[0], expected)
+    few = pairs.subset(*ends)
+    found = torch.cat([(q - 1).abs() for q in distortions(few, M)])
+    assert torch.allclose(found, keys) and few.N == len(expected)
+    assert torch.allclose(few.units().norm(dim=1), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("kind", ["vectors", "pairs"])
+def test_metric_changes_the_coordinates_and_nothing_else(kind):
+    X = normal(30, 5) * torch.logspace(0, -4, 5) @ normal(5, 8, seed=1)  # rank 5 of 8 columns
+    problem = (Pairs if kind == "pairs" else Vectors)(X)
+    small, B = metric(problem)
+    flat, V = row_space(problem)
+    assert small.X.shape == flat.X.shape == (30, 5) and B.shape == V.shape == (5, 8) and small.d == 8
+    assert torch.allclose(V @ V.T, torch.eye(5))
+    M = normal(3, 5, seed=2)
+    for there, back in ((small, B), (flat, V)):
+        for q, expected in zip(distortions(there, M), distortions(problem, M @ back), strict=True):
+            assert torch.allclose(q, expected, rtol=1e-6)
+    everything = strongest(small, M, lambda c: c, 10**6)[0]
+    U = small.subset(*everything).units()
+    assert torch.allclose(U.T @ U / len(U), torch.eye(5) / 5, atol=1e-6)

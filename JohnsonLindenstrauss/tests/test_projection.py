@@ -50,6 +50,9 @@ def test_vectors_and_bad_parameters():
     norms = np.linalg.norm(projection.transform(X), axis=1) / np.linalg.norm(X, axis=1)
     assert np.abs(norms**2 - 1).max() == pytest.approx(projection.distortion_, abs=1e-9)
     assert projection.distortion_ < 1e-5 and projection.sigma_ < 1e-5
+    assert projection.certificate_.is_sosp and projection.certificate_.gradient_norm <= 1e-6
+    early = DerandomizedProjection(n_components=5, problem="vectors", max_iter=20, random_state=0).fit(X)
+    assert not early.certificate_.is_sosp
     for bad in (dict(n_components=0), dict(growth=1.0), dict(problem="triples"), dict(max_iter=0)):
         with pytest.raises(ValueError, match=next(iter(bad))):
             DerandomizedProjection(**bad).fit(X)

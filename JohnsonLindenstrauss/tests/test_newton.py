@@ -1,0 +1,164 @@
+"""Newton's method ends at second-order points of f over all pairs, as code that shares nothing with it measures."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import newton
+from model import Pairs, Problem, Vectors, bound, distortion, metric
+from newton import Newton, certificate, gradient, hessian, krylov, product, weigh
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def table(n: int, d: int) -> Tensor:
+    """Points of columns of different variance."""
+    return normal(n, d) * torch.logspace(0, -1, d, dtype=torch.float64)
+
+
+def differences(X: Tensor) -> Tensor:
+    """All unit differences, by brute force."""
+    i, j = np.triu_indices(len(X), 1)
+    D = X[i] - X[j]
+    return D / D.norm(dim=1, keepdim=True)
+
+
+def f(U: Tensor, M: Tensor, s: Tensor, tau: float, lam: float, d: int) -> Tensor:
+    """F_τ + λ s², from the moment generating function of ‖A u‖², A = M + σZ, s = σ√(kd): nothing of the project."""
+    v, q = s**2 / (len(M) * d), (U @ M.T).square().sum(1)
+    t = torch.tensor([tau, -tau], dtype=torch.float64)[:, None]
+    logs = -len(M) / 2 * torch.log1p(-2 * t * v) + t * q / (1 - 2 * t * v) - t
+    return torch.logsumexp(logs.flatten(), 0) / tau + lam * s**2
+
+
+def derivatives(U: Tensor, M: Tensor, tau: float, lam: float, d: int) -> tuple[float, Tensor]:
+    """‖∇f‖ and the eigenvalues of ∇²f over M and s at s = 0, by autograd."""
+    x = torch.cat([M.flatten(), M.new_zeros(1)]).requires_grad_()
+    of = lambda x: f(U, x[:-1].view_as(M), x[-1], tau, lam, d)  # noqa: E731
+    g = torch.autograd.grad(of(x), x)[0]
+    return float(g.norm()), torch.linalg.eigvalsh(torch.autograd.functional.hessian(of, x))
+
+
+def run(problem: Problem, M: Tensor, tau: float, tau_end: float) -> Newton:
+    method = Newton(problem, M, tau, tau_end)
+    for _ in range(500):
+        if method.converged:
+            break
+        method.step()
+    return method
+
+
+@pytest.mark.parametrize("tau", [0.5, 20.0, 3000.0])
+def test_derivatives_are_those_of_f(tau):
+    U, M = differences(normal(9, 5)), 0.4 * normal(3, 5, seed=1)
+    value = lambda M: f(U, M, M.new_zeros(()), tau, 0.0, 5)  # noqa: E731
+    at = weigh(U, M, tau)
+    g = gradient(U, at)
+    H = torch.autograd.functional.hessian(value, M).view(15, 15)
+    assert at.f == pytest.approx(float(value(M)), rel=1e-12) and float(at.p.sum()) == pytest.approx(1)
+    assert torch.allclose(g, torch.autograd.functional.jacobian(value, M), rtol=1e-9, atol=1e-12)
+    assert torch.allclose(hessian(U, at, g, tau), H, rtol=1e-9, atol=1e-9 * float(H.abs().max()))
+    v, h = normal(15, seed=2), 1e-6
+    assert torch.allclose(product(U, at, g, tau, v), H @ v, rtol=1e-9, atol=1e-9 * float(H.abs().max()))
+    step = h * v.view(3, 5)
+    differs = (weigh(U, M + step, tau).f - weigh(U, M - step, tau).f) / (2 * h)
+    assert differs == pytest.approx(float((g.flatten() * v).sum()), rel=1e-4 * max(1, tau / 100), abs=1e-6)
+
+
+def test_krylov_model_of_full_dimension_is_the_hessian():
+    A = normal(12, 12)
+    H, g = A + A.T, normal(12, seed=1)
+    model = krylov(lambda v: H @ v, g, 1e-3)
+    assert model.lift.shape == (12, 12)
+    assert torch.allclose(model.lift.T @ H @ model.lift, model.H, atol=1e-10)
+    assert torch.allclose(model.lift @ model.g, g, atol=1e-10)
+
+
+@pytest.mark.parametrize("most", [newton.DENSE, 0])
+def test_ends_at_an_sosp_of_all_pairs(monkeypatch, most):
+    """Dense, and in Krylov spaces: gradient and all eigenvalues by autograd, of all pairs built by brute force."""
+    monkeypatch.setattr(newton, "DENSE", most)
+    X, k, tau, lam = table(40, 12), 4, 1e4, 1e-3
+    problem = Pairs(X)
+    small, B = metric(problem)
+    method = run(small, 0.3 * normal(k, 12, seed=3), 3.0, tau)
+    M = method.M @ B
+    assert method.converged and method.tau == tau
+    norm, eigenvalues = derivatives(differences(X), M, tau, lam, 12)
+    assert norm < 1e-7 and eigenvalues[0] > -1e-4
+    assert (eigenvalues.abs() < 1e-4).sum() == k * (k - 1) // 2  # those of the rotations, and no others
+    worst = float(((differences(X) @ M.T).square().sum(1) - 1).abs().max())
+    assert distortion(problem, M) == pytest.approx(worst, abs=1e-12) == method.worst
+    proof = certificate(problem, M, tau, lam, 1e-6)
+    assert proof.is_sosp and proof.w_norm == 0 == proof.w_norm_bound
+    assert -1e-3 < proof.lambda_min < min(0, float(eigenvalues[0]) + 1e-9)  # of rotations some are 0
+    assert proof.gradient_norm == pytest.approx(norm, abs=1e-10)
+
+
+def test_leaves_a_planted_saddle():
+    """A minimum in k − 1 rows and a row of zeros: ∇F_τ = 0, and the new row is a way down."""
+    X, tau = table(30, 8), 2000.0
+    problem = Pairs(X)
+    small, B = metric(problem)
+    before = run(small, 0.3 * normal(2, 8, seed=1), 3.0, tau)
+    saddle = torch.cat([before.M, torch.zeros(1, 8, dtype=torch.float64)])
+    norm, eigenvalues = derivatives(differences(X), saddle @ B, tau, 1e-3, 8)
+    assert norm < 1e-6 and eigenvalues[0] < -0.1
+    proof = certificate(problem, saddle @ B, tau, 1e-3, 1e-6)
+    assert not proof.is_sosp and proof.lambda_min == pytest.approx(float(eigenvalues[0]), rel=1e-6)
+    after = run(small, saddle, tau, tau)
+    assert after.escapes >= 1 and after.converged and after.f < before.f - 0.01
+    assert derivatives(differences(X), after.M @ B, tau, 1e-3, 8)[1][0] > -1e-4
+
+
+@pytest.mark.parametrize("tau", [5.0, 1e4])
+def test_leaves_zero(tau):
+    """M = 0 is a saddle with no direction to begin with."""
+    small, _ = metric(Vectors(normal(20, 6)))
+    method = run(small, small.X.new_zeros(2, 6), tau, tau)
+    assert method.converged and method.escapes >= 1 and method.worst < 0.99
+
+
+def test_certificate_wants_a_stationary_point_and_sigma_to_vanish():
+    problem = Pairs(table(20, 6))
+    small, B = metric(problem)
+    M = run(small, 0.3 * normal(3, 6), 3.0, 1e3).M @ B
+    assert certificate(problem, M, 1e3, 1e-3, 1e-6).is_sosp
+    moved = certificate(problem, M + 1e-4 * normal(3, 6, seed=5), 1e3, 1e-3, 1e-6)
+    assert not moved.is_sosp and moved.gradient_norm > 1e-6
+    # With one row and τ far below k/2 noise would raise ‖A x‖² to where it should be.
+    short = certificate(problem, 0.1 * normal(9, 6), 0.5, 1e-3, 1e-6)
+    eigenvalues = derivatives(differences(problem.X), 0.1 * normal(9, 6), 0.5, 1e-3, 6)[1]
+    assert short.lambda_min <= eigenvalues[0] + 1e-9 < 0 and not short.is_sosp
+
+
+def test_same_in_any_units_and_a_saved_state_goes_on_to_the_same_end():
+    small, _ = metric(Pairs(table(30, 8)))
+    whole, part = (Newton(small, 0.3 * normal(3, 8), 5.0, 1e4) for _ in range(2))
+    while not whole.converged:
+        whole.step()
+    for _ in range(7):
+        part.step()
+    resumed = Newton(small, 0.3 * normal(3, 8), 5.0, 1e4)
+    resumed.load_state_dict(part.state_dict())
+    while not resumed.converged:
+        resumed.step()
+    assert torch.equal(resumed.M, whole.M) and resumed.f == whole.f
+    scaled, _ = metric(Pairs(1e9 * table(30, 8) + 3.0))
+    assert run(scaled, 0.3 * normal(3, 8), 5.0, 1e4).f == pytest.approx(whole.f, abs=1e-6)
+
+
+def test_f_never_rises_at_one_tau():
+    small, _ = metric(Pairs(table(30, 8)))
+    method, last = Newton(small, 0.3 * normal(3, 8), 5.0, 1e4), (5.0, math.inf)
+    while not method.converged:
+        method.step()
+        if method.tau == last[0]:
+            assert method.f <= last[1] + 1e-12
+        assert method.f == pytest.approx(bound(small, method.M, method.M.new_zeros(()), method.tau).item(), abs=1e-10)
+        last = method.tau, method.f
