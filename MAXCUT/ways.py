@@ -26,14 +26,14 @@ LAM, GROWTH, FRESH_GROWTH = 0.1, 25.0, 50.0
 """λ at the end of a descent with V, and the factor by which it grows from a reheated cut, and from μ near 0"""
 STEP = 0.5
 """Δ of the bifurcation"""
-HOT = {"annealing": (1.1, 1.7), "cool annealing": (1.7, 2.5), "long annealing": (0.8, 1.6)}
+HOT = {"annealing": (1.1, 1.7), "cool annealing": (1.7, 2.5), "long annealing": (0.5, 1.2)}
 """Ranges of the inverse temperature that annealing from a cut starts at, beside 1/rms row norm of W, near which a
 random graph's spins freeze"""
 MOLTEN, POLISHED, COLD = 0.4, 2.5, 10.0
 """The same where it starts from nothing, where it polishes, and where it ends."""
 FRESH = {"annealing": 2000, "vectors": 300, "bifurcation": 500}
 """ways to a cut from nothing, and their steps or sweeps"""
-WAYS = {"annealing": 100, "cool annealing": 100, "long annealing": 2000, "vectors": 60, "bifurcation": 100}
+WAYS = {"annealing": 100, "cool annealing": 100, "long annealing": 10_000, "vectors": 60, "bifurcation": 100}
 """ways from a reheated cut"""
 POLISH = 100
 """sweeps after a descent with or without V"""

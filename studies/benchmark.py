@@ -189,7 +189,8 @@ def steps(edges: tuple[float, ...] = (1e4, 3e4, 1e5, 3e5, 1e6, 5e6), repeats: in
 def draw_gaps(gaps: list[tuple[str, str, float, list]], end: float) -> Figure:
     """Relative gap to the reference against seconds: a panel a family, a colour a rival, a line a run of `end` s."""
     families = sorted({kind for kind, *_ in gaps})
-    columns, least = min(3, len(families)), 1e-5  # a gap of 0, on a logarithmic axis
+    columns = min(3, len(families))
+    least = min((gap for *_, run in gaps for _, gap in run if gap > 1e-12), default=1e-4) / 2  # no gap, on this axis
     height = -(-len(families) // columns)
     figure = Figure(figsize=(3.6 * columns + 0.6, 2.9 * height + 1), layout="constrained")
     panels = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False).ravel()
@@ -199,13 +200,13 @@ def draw_gaps(gaps: list[tuple[str, str, float, list]], end: float) -> Figure:
             for run in runs or [[]]:  # an empty line, so that every panel has the whole legend
                 t, gap = np.array(run).reshape(-1, 2).T
                 t, gap = (np.append(t, end), np.append(gap, gap[-1])) if len(t) else (t, gap)
-                axes.step(t, np.maximum(gap, least), where="post", color=color, linewidth=1.4, label=rival)
+                how = dict(linewidth=2.2, zorder=3) if rival == "ours" else dict(linewidth=1.2)
+                axes.step(t, np.maximum(gap, least), where="post", color=color, label=rival, **how)
         axes.axhline(least, color="black", linewidth=0.8, linestyle=":", label="no gap")
-        axes.set(xscale="log", yscale="log", title=kind)
+        axes.set(xscale="log", yscale="log", title=kind, xlabel="seconds", ylabel="gap to the reference")
+        axes.label_outer()
     for axes in panels[len(families) :]:
         axes.set_axis_off()
-    figure.supxlabel("seconds", fontsize=11)
-    figure.supylabel("gap to the reference", fontsize=11)
     legend_below(figure, columns=3)
     return figure
 
