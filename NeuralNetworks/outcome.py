@@ -32,10 +32,10 @@ def results(config: "Config", training: Training, result: Result, toys: dict[str
     history, data, (test, *_) = result.history, training.data, training.finer
     student, loss, certificate, (_, y, p) = training.student, training.loss, result.certificate, test
     known = history["curvature"][np.isfinite(history["curvature"])]
-    curvature = known if len(known) else np.zeros(1)
+    last, least = (float(known[-1]), float(known.min())) if len(known) else (None, None)  # W⊥ is but rounding
     found = dict(experiment="NeuralNetworks", steps=result.steps, perturbations=len(result.kicks))
-    found |= dict(certificate=asdict(certificate), rate=2 * config.lam, curvature=float(curvature[-1]))
-    found |= dict(curvature_least=float(curvature.min()), objective=float(history["objective"][-1]))
+    found |= dict(certificate=asdict(certificate), rate=2 * config.lam, curvature=last)
+    found |= dict(curvature_least=least, objective=float(history["objective"][-1]))
     found |= {name: getattr(config, name) for name in ("d", "width", "depth")}
     found |= {"completed": {name: getattr(config, name) for name in ("lr", "momentum", "rho", "nodes")}}
     for name in ("w_perp", "w_parallel"):
@@ -67,14 +67,16 @@ def say(config: "Config", result: Result, numbers: State) -> None:
         "‖W⊥‖": f"{n['w_perp_initial']:.3g} → {n['w_perp']:.2g} after {result.steps} steps "
         f"and {kicks} perturbation{'s' * (kicks != 1)}",
         "‖W∥‖": f"{n['w_parallel_initial']:.3g} → {n['w_parallel']:.3g}",
-        "curvature": f"{n['curvature']:.1e} is what the loss adds to the rate 2λ = {2 * config.lam:.1e} at which W⊥ "
-        f"shrinks; along the run at least {n['curvature_least']:.1e}",
+        "curvature": "unknown, as W⊥ is but a rounding error",
         "rank": f"effective rank of W {n['effective_rank_initial']:.3f} → {n['effective_rank']:.3f}, "
         f"the teacher's is {config.k}",
         "risk": f"{n['train_risk']:.3g} in training, {n['test_risk']:.3g} in the test; "
         f"the labels' variance is {n['label_variance']:.3g}",
         "certificate": str(result.certificate).replace("‖W‖", "‖W⊥‖"),
     }
+    if n["curvature"] is not None:
+        adds = f"{n['curvature']:.1e} is what the loss adds to the rate 2λ = {2 * config.lam:.1e} at which W⊥ shrinks"
+        lines["curvature"] = f"{adds}; along the run at least {n['curvature_least']:.1e}"
     for name, error in n["toy_error"].items():
         text = f"the better of two PGD runs ends at the global minimizer w* to {error:.0e}, for λ from 10⁻⁶ to 10"
         lines[name.split("_")[0]] = text

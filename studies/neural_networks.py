@@ -279,6 +279,7 @@ def decay(options: Sweep) -> None:
             band(axes, DECAYS, lines, style, color=color, label=f"bias {bias}")
         axes.set(yscale="log", xlabel=r"$\lambda$", ylabel=label)
         axes.set_xscale("symlog", linthresh=1e-7)
+        axes.set_xlim(-4e-8, 2e-3)  # no ticks below 0
     legend_below(figure, columns=2)
     trained = {lam: line for lam, line in zip(DECAYS, body, strict=False)}
     findings = {f"{n}_{lam:g}": line[i][1] for lam, line in trained.items() for i, n in ((2, "left"), (3, "risk"))}
@@ -371,31 +372,31 @@ def structure(options: Sweep) -> None:
     few = [link for link in LINKS if link not in FURTHER]
     cases += [s | dict(link=link, seed=seed) for seed in range(options.seeds) for s in settings for link in few]
     rows = sweep(recover, list({str(case): case for case in cases}.values()), "structure", options)
-    methods, body = ("ours", *PEERS), []
+    methods, body, found = ("ours", *PEERS), [], {}
+    findings = {"runs": len(rows), "right": sum(row["right"] for row in rows)}
     at = [("link", link, PLANTED | dict(link=link)) for link in LINKS]
     base = {name: value for name, value in PLANTED.items() if name != "link"}
     at += [(name, value, base | {name: value}) for name, values in HARDER.items() for value in values]
     for name, value, where in at:
         runs = [row for row in rows if where.items() <= row.items() and (name == "link" or row["link"] in few)]
         right = f"{sum(row['right'] for row in runs)} of {len(runs)}"
-        body.append([name, value, *(quartiles(runs, m) for m in methods), right, quartiles(runs, "gap")])
+        found[name, value] = sines = [quartiles(runs, m) for m in methods]
+        medians, gap = [f"{q[1]:.2f}" for q in sines[1:]], quartiles(runs, "gap")
+        findings |= {f"{name}_{value}": sines[0][1], f"gap_{name}_{value}": gap[1]}
+        body.append([name, value, tuple(round(x, 3) for x in sines[0]), right, f"{gap[1]:.4f}", *medians])
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels = figure.subplots(1, len(HARDER), sharey=True)
     for axes, (name, values) in zip(panels, HARDER.items(), strict=True):
-        x, lines = range(len(values)), [line for line in body if line[0] == name]
+        x, lines = range(len(values)), [found[name, value] for value in values]
         for i, color in reversed([*enumerate((BLUE, GREY, ORANGE, SKY, GREEN, RED, PURPLE))]):
             how = dict(color=color, label=methods[i], linewidth=1 + 1.4 * (i == 0))
-            axes.plot(x, [line[2 + i][1] for line in lines], "o--" if i else "o-", markersize=4, **how)
-        axes.vlines(x, *zip(*((line[2][0], line[2][2]) for line in lines), strict=True), color=BLUE, linewidth=1)
+            axes.plot(x, [line[i][1] for line in lines], "o--" if i else "o-", markersize=4, **how)
+        axes.vlines(x, *zip(*((line[0][0], line[0][2]) for line in lines), strict=True), color=BLUE, linewidth=1)
         axes.set_xticks(x, [str(v) for v in values], rotation=25 * (name == "rows"), fontsize=9)
         axes.set(yscale="log", xlabel=dict(rows="inputs", noise="label noise").get(name, f"${name}$"))
-    panels[0].set(ylabel="sine of the largest angle to the true directions")
-    panels[0].yaxis.label.set_fontsize(10)
+    panels[0].set(ylabel="sine of the largest angle")
     legend_below(figure, columns=7)
-    header = ["factor", "value", *methods, "right number", "R² that the true directions add"]
-    ends = {f"{name}_{value}": line for name, value, *line in body}
-    findings = {name: line[0][1] for name, line in ends.items()} | {"runs": len(rows)}
-    findings |= {"right": sum(row["right"] for row in rows), "gap": max(line[-1][1] for line in ends.values())}
+    header = ["factor", "value", "ours: sine", "right number", "R² that the true directions add", *PEERS]
     report("study_structure", header, body, figure, options.out, findings)
 
 

@@ -1,5 +1,7 @@
 """The estimators are scikit-learn's: its own checks, pipelines, names of outputs, and refusals in its way."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -8,15 +10,21 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
+import discover
+import estimator
+from discover import polish
 from estimator import StructureDiscovery, StructureDiscoveryClassifier
 from main import Config
 
-QUICK = dict(steps=10, max_directions=1, width=10)
+QUICK = dict(steps=5, max_directions=1, width=5)
 
 
 @pytest.mark.filterwarnings("ignore")  # the checks' own
 @pytest.mark.parametrize("kind", [StructureDiscovery, StructureDiscoveryClassifier])
-def test_scikit_learns_checks(kind):
+def test_scikit_learns_checks(kind, monkeypatch):
+    monkeypatch.setattr(estimator, "discover", partial(discover.discover, lams=(0.1, 0.01)))
+    for module in (estimator, discover):
+        monkeypatch.setattr(module, "polish", lambda *fit, **_: polish(*fit[:4], iterations=9))
     outcomes = check_estimator(kind(**QUICK), on_fail=None, on_skip=None)
     assert {x["check_name"]: x["exception"] for x in outcomes if x["status"] == "failed"} == {}
     assert sum(x["status"] == "passed" for x in outcomes) > 50
@@ -26,7 +34,7 @@ def test_in_a_pipeline_and_cross_validated():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(300, 4))
     y = X[:, 0] ** 2 + 0.1 * rng.normal(size=300)
-    model = StructureDiscovery(1, steps=100, random_state=0)
+    model = StructureDiscovery(1, steps=60, width=50, random_state=0)
     assert cross_val_score(make_pipeline(StandardScaler(), model), X, y, cv=2).min() > 0.9
     fitted = clone(model).set_output(transform="pandas").fit(X, y)
     assert list(fitted.transform(X).columns) == ["structurediscovery0"]

@@ -14,7 +14,7 @@ from explore import explore, score
 from main import Config, main
 from run import command_line
 
-QUICK = dict(adam_steps=100, max_directions=3, neurons=50, bootstrap=4, repeats=1)
+QUICK = dict(adam_steps=80, max_directions=3, neurons=40, bootstrap=4, repeats=0)
 
 
 def table(n: int = 500) -> pd.DataFrame:
@@ -35,7 +35,7 @@ def predicted(arrays: dict[str, np.ndarray], X: np.ndarray) -> np.ndarray:
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     table().to_csv(folder / "t.csv", index=False)
-    config = Config(data=str(folder / "t.csv"), target="answer", out=folder / "out", **QUICK)
+    config = Config(data=str(folder / "t.csv"), target="answer", out=folder / "out", **QUICK | dict(repeats=1))
     assert not explore(config)
     return folder / "out", json.loads((folder / "out" / "results.json").read_text())
 

@@ -1,5 +1,6 @@
 """The studies of networks: their mathematics, and their command line on a few small runs."""
 
+import json
 import sys
 from functools import partial
 from math import inf
@@ -13,8 +14,10 @@ sys.path.insert(1, str(Path(__file__).parents[2] / "NeuralNetworks"))
 
 import neural_networks as study
 from activations import activation
+from estimator import StructureDiscovery
 from main import Config
 from model import Student, quadrature, risk, squared
+from peers import PEERS
 from sweep import Sweep
 from train import Training
 
@@ -114,9 +117,70 @@ def test_stein_for_correlated_inputs():
     assert ends[0] > 1e-2 and ends[1] < 1e-10
 
 
+@pytest.mark.parametrize("rows", ["Gaussian", "correlated", "heavy-tailed"])
+@pytest.mark.parametrize("link", study.LINKS)
+def test_planted_answers_depend_on_the_planted_directions(link, rows):
+    X, y, U, *test = study.planted(study.PLANTED | dict(link=link, rows=rows, n=500, noise=0.0, seed=0))
+    k, h = study.LINKS[link]
+    assert U.shape == (k, 20) and np.allclose(h(X @ U.T), y)
+    assert test[0].shape == (study.TEST_ROWS, 20) and np.allclose(h(test[0] @ U.T), test[1])
+    off = np.corrcoef(X.T)[np.triu_indices(20, 1)].mean()
+    assert off == pytest.approx(0.5 if rows == "correlated" else 0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("peer", "link"),
+    [
+        ("least squares", lambda t: np.tanh(t[:, 0])),
+        ("SIR", lambda t: np.tanh(t[:, 0])),
+        ("SAVE", lambda t: t[:, 0] ** 2),
+        ("pHd", lambda t: t[:, 0] * t[:, 1]),
+        ("OPG", lambda t: t[:, 0] * t[:, 1]),
+        ("AGOP", lambda t: np.sin(t[:, 0])),
+    ],
+)
+def test_peers_find_what_they_are_made_for(peer, link):
+    rng = np.random.default_rng(0)
+    z, k = rng.normal(size=(1500, 4)), 1 + (peer in ("pHd", "OPG"))
+    U = np.linalg.qr(rng.normal(size=(4, k)))[0].T
+    how = dict(OPG=dict(anchors=100), AGOP=dict(steps=300, width=30)).get(peer, {})
+    found = PEERS[peer](z, link(z @ U.T) + 0.1 * rng.normal(size=len(z)), k, **how)
+    assert np.allclose(found @ found.T, np.eye(k)) and study.sine(found, U) < 0.15
+
+
+def test_what_is_blind_is_blind():
+    z = np.random.default_rng(0).normal(size=(2000, 4))
+    U, y = np.eye(4)[:1], z[:, 0] ** 2
+    assert study.sine(PEERS["SIR"](z, y, 1), U) > 0.3 < study.sine(PEERS["least squares"](z, y, 1), U)
+    assert study.sine(PEERS["SAVE"](z, y, 1), U) < 0.1
+
+
+def test_a_recovered_direction_is_measured(monkeypatch):
+    monkeypatch.setattr(study, "StructureDiscovery", partial(StructureDiscovery, steps=100, max_directions=2, width=30))
+    row = study.recover(study.PLANTED | dict(n=400, d=4, seed=0))
+    assert row["right"] is True and row["ours"] < 0.15 and row["least squares"] < 0.4 and abs(row["gap"]) < 0.05
+
+
 @pytest.mark.parametrize("name", ["lemma", "decay", "inputs", "architecture", "iota", "samples"])
 def test_a_study_leaves_its_files(tmp_path, capsys, name):
     getattr(study, name)(Sweep(seeds=1, out=tmp_path))
     left = {file.name for file in tmp_path.iterdir() if file.is_file()}
     assert left == {f"study_{name}.{suffix}" for suffix in ("md", "png", "pdf", "json")}
     assert (tmp_path / f"study_{name}.md").read_text() in capsys.readouterr().out
+
+
+def test_the_study_of_tables_leaves_its_files(tmp_path, capsys, monkeypatch):
+    links, quick = dict(list(study.LINKS.items())[:2]), dict(steps=5, max_directions=2, width=5)
+    changes = dict(LINKS=links, FURTHER=(list(links)[1],), PLANTED=study.PLANTED | dict(n=60, d=3), TEST_ROWS=50)
+    changes |= dict(HARDER=dict(n=(60, 80), rows=("Gaussian", "correlated")), PEERS=dict.fromkeys(PEERS, PEERS["pHd"]))
+    changes |= dict(StructureDiscovery=partial(StructureDiscovery, **quick))
+    for name, value in changes.items():
+        monkeypatch.setattr(study, name, value)
+    test_a_study_leaves_its_files(tmp_path, capsys, "structure")
+    found = json.loads((tmp_path / "study_structure.json").read_text())
+    assert found["runs"] == 4 and [line[:2] for line in found["body"][2:]] == [
+        ["n", 60],
+        ["n", 80],
+        ["rows", "Gaussian"],
+        ["rows", "correlated"],
+    ]
