@@ -1,4 +1,5 @@
-"""Studies of the projection: the dimensions that it needs, its three objectives, and points that it was not fitted to.
+"""Studies of the projection: the dimensions that it needs, its three objectives, points that it was not fitted to, and
+the nearest neighbours that are left.
 
 python studies/johnson_lindenstrauss.py dimensions --jobs 2, and so on; each saves its table, figure and finished runs.
 """
@@ -15,6 +16,9 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from pydantic import Field
+from sklearn.datasets import load_breast_cancer
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
 from sklearn.random_projection import johnson_lindenstrauss_min_dim
 from torch import Tensor
 
@@ -30,6 +34,8 @@ from train import Derandomization
 DATA = {"vectors": 500, "Gaussian points": 64, "digits": 64}
 """dimension d: the paper's random vectors; standard normal points, which have no structure; scikit-learn's digits"""
 METHODS = ("derandomized", "best-scaled PCA", "best-scaled Gaussian", "Gaussian", "sparse random")
+SEARCHED = ("derandomized", "best-scaled PCA", "Gaussian", "sparse random")
+"""methods that neighbours are looked for by"""
 SEEING = METHODS[:3]
 """methods that look at the data; the others don't"""
 FIT = dict(lam=0.01, growth=1.004, steps=2200)
@@ -45,6 +51,8 @@ OBJECTIVES_ON = {"vectors": dict(k=30), "digits": dict(k=10)}
 """what the objectives are compared on; with main.py's hyperparameters"""
 HELD_OUT, HELD_OUT_K = 200, 20
 """points that nothing is fitted to, and the dimensions that they are projected to"""
+NEIGHBOURS, NEIGHBOURS_K = 10, (5, 10, 20)
+"""nearest neighbours that are asked for, and the dimensions that they are looked for in"""
 Size = Annotated[int, Field(ge=2, le=1797 - HELD_OUT)]
 
 
@@ -54,7 +62,10 @@ def problem_of(data: str, X: np.ndarray) -> Problem:
 
 
 def points(data: str, n: int, seed: int) -> np.ndarray:
-    """(n, d) points: random ones, or a random choice of the digits."""
+    """(n, d) points: random ones, or a random choice of the digits or of the standardized breast cancer table."""
+    if data == "breast cancer":
+        X = StandardScaler().fit_transform(load_breast_cancer().data)
+        return X[np.random.default_rng(seed).permutation(len(X))[:n]]
     if data == "digits":
         X = read_matrix("digits")
         return X[np.random.default_rng(seed).permutation(len(X))[:n]]
@@ -130,6 +141,19 @@ def run_generalization(case: Row) -> Row:
         M = projection(method, seen, HELD_OUT_K, case["seed"])
         row |= {f"{method}, seen": distortion(seen, M), f"{method}, unseen": distortion(unseen, M)}
     return row
+
+
+def recall(X: np.ndarray, Y: np.ndarray) -> float:
+    """Share of each point's nearest neighbours among X (n, d) that are among its nearest in Y (n, k); the mean."""
+    near = [NearestNeighbors(n_neighbors=NEIGHBOURS).fit(Z).kneighbors(return_distance=False) for Z in (X, Y)]
+    return float(np.mean([np.isin(*rows).mean() for rows in zip(*near, strict=True)]))
+
+
+def run_neighbours(case: Row) -> Row:
+    """Recall of true neighbours by each method; a scale makes no difference to it."""
+    X = points(case["data"], case["n"], case["seed"])
+    methods = {method: projection(method, problem_of("points", X), case["k"], case["seed"]) for method in SEARCHED}
+    return {method: recall(X, X @ M.numpy().T) for method, M in methods.items()}
 
 
 # --- figures and tables -----------------------------------------------------------------------------------------------
@@ -217,6 +241,25 @@ def generalization(options: Sweep, n: tuple[Size, ...] = (25, 50, 100, 200, 400)
     report("study_generalization", ["data", "n", *columns], body, figure, options.out, most)
 
 
+def neighbours(options: Sweep, n: Annotated[int, Field(gt=NEIGHBOURS, le=569)] = 200) -> None:
+    """Recall of the true nearest neighbours, searched for among the projected points, against k."""
+    names, seeds = ("digits", "breast cancer"), range(options.seeds)
+    cases = [dict(data=data, n=n, k=k, seed=seed) for data in names for k in NEIGHBOURS_K for seed in seeds]
+    rows = sweep(run_neighbours, cases, "neighbours", options)
+    panels = {
+        f"{n} of {data}": {x: {k: quartiles(rows, x, data=data, k=k) for k in NEIGHBOURS_K} for x in SEARCHED}
+        for data in names
+    }
+    figure = draw(panels, [(BLUE, "o-"), (GREEN, "s-."), (RED, "v:"), (ORANGE, "^--")], "dimensions kept, k")
+    for axes in figure.axes:
+        axes.set(yscale="linear", ylim=(0, 1.02))
+    figure.axes[0].set_ylabel(f"recall of {NEIGHBOURS} neighbours")
+    legend_below(figure, 4)
+    curves = zip(names, panels.values(), strict=True)
+    body = [[data, k, *(curve[x][k] for x in SEARCHED)] for data, curve in curves for k in NEIGHBOURS_K]
+    report("study_neighbours", ["data", "k", *SEARCHED], body, figure, options.out, {"n": n, "neighbours": NEIGHBOURS})
+
+
 def draw(panels: dict[str, dict[str, dict]], styles: list[tuple[str, str]], xlabel: str) -> Figure:
     """A panel a title: quartiles by the curve's name and x; styles: each curve's colour, marker and line."""
     figure = Figure(figsize=(1 + 3.4 * len(panels), 4.2), layout="constrained")
@@ -236,7 +279,7 @@ def draw(panels: dict[str, dict[str, dict]], styles: list[tuple[str, str]], xlab
     return figure
 
 
-STUDIES = dict(dimensions=dimensions, objectives=objectives, generalization=generalization)
+STUDIES = dict(dimensions=dimensions, objectives=objectives, generalization=generalization, neighbours=neighbours)
 
 if __name__ == "__main__":
     sys.exit(command_line(STUDIES, __doc__))

@@ -78,6 +78,20 @@ def test_seen_and_unseen(monkeypatch):
     assert distortion(seen, M) < distortion(seen, projection("Gaussian", seen, 20, seed=0))
 
 
+def test_recall_of_neighbours():
+    X = np.random.default_rng(0).standard_normal((40, 6))
+    Q = np.linalg.qr(np.random.default_rng(1).standard_normal((6, 6)))[0]
+    assert study.recall(X, 3 * X @ Q) == 1  # a rotation and a scale change no neighbour
+    distances = [np.linalg.norm(Z[:, None] - Z, axis=2) + 1e9 * np.eye(40) for Z in (X, X[:, :2])]
+    kept = [len(set(a) & set(b)) / 10 for a, b in zip(*(np.argsort(D, axis=1)[:, :10] for D in distances), strict=True)]
+    assert np.mean(kept) < 0.8 and study.recall(X, X[:, :2]) == pytest.approx(np.mean(kept))
+
+
+def test_breast_cancer_is_standardized():
+    X = points("breast cancer", 569, seed=0)
+    assert X.shape == (569, 30) and np.allclose(X.mean(0), 0) and np.allclose(X.std(0), 1)
+
+
 def test_a_run_that_ctrl_c_cuts_short_is_not_kept(monkeypatch):
     def step(self: Derandomization) -> None:
         raise KeyboardInterrupt
@@ -91,11 +105,12 @@ def test_a_run_that_ctrl_c_cuts_short_is_not_kept(monkeypatch):
 def test_each_study_draws_its_figure_and_keeps_its_table(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(study.FIT, "steps", 20)
     monkeypatch.setattr(study, "DIMENSIONS", [2, 8, 64, 128])
-    sizes = {"generalization": dict(n=(6, 9)), "objectives": dict(n=6, seconds=0.02), "dimensions": dict(n=6)}[name]
+    sizes = {"generalization": dict(n=(6, 9)), "objectives": dict(n=6, seconds=0.02), "dimensions": dict(n=6)}
+    sizes = sizes.get(name, dict(n=12))
     study.STUDIES[name](replace(Sweep(), seeds=1, out=tmp_path), **sizes)
     text = (tmp_path / f"study_{name}.md").read_text()
     assert text.strip() in capsys.readouterr().out
-    assert len(text.splitlines()) == 2 + {"dimensions": 9, "objectives": 6, "generalization": 6}[name]
+    assert len(text.splitlines()) == 2 + {"dimensions": 9, "objectives": 6, "generalization": 6, "neighbours": 6}[name]
     torch.set_flush_denormal(False)  # which runs set
     assert {file.name for file in tmp_path.glob(f"study_{name}.*")} >= {
         f"study_{name}.{x}" for x in ("png", "pdf", "json")
