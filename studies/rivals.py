@@ -24,7 +24,7 @@ from ways import Annealing
 
 Curve = list[tuple[float, float]]
 """seconds since the start and the best cut then, whenever it grew"""
-DENSE = 5000
+DENSE = 2000
 """vertices up to which simulated-bifurcation's dense matrix is made"""
 SLOW = 500
 """vertices up to which one_exchange ends within seconds"""
