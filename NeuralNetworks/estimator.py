@@ -199,17 +199,8 @@ class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         if self.n_directions is not None and self.n_directions > d:
             raise ValueError(f"{self.n_directions} directions: with {d} columns it can be 0 to {d}, or None to choose")
 
-    def _learn_answers(self, y: NDArray) -> None:
-        """Keep what `_encoded` needs to know of all answers y (n,)."""
-        raise NotImplementedError
-
-    def _encoded(self, y: NDArray) -> NDArray:
-        """Answers as the network takes them."""
-        raise NotImplementedError
-
-    def _decoded(self, output: NDArray) -> NDArray:
-        """The network's output as answers, or probabilities."""
-        raise NotImplementedError
+    # Each kind has _learn_answers(y), which keeps what _encoded(y), the answers as the network takes them, and
+    # _decoded(output), its output as answers or probabilities, need to know.
 
     def _answer_arrays(self) -> dict[str, NDArray]:
         return {}

@@ -240,6 +240,7 @@ def explore(config: "Config") -> bool:
     model, classes = estimator(config, table, config.seed), table.classes is not None
     model.check(len(table.columns))
     writable(config.out)
+    torch.set_num_threads(1)  # batches are small: more threads wait for each other, long where the machine is busy
     start, ranks = time.perf_counter(), min(len(table.columns), config.max_directions) + 1
     rows, test = split(table.y, HELD_OUT, config.seed, classes)
     X, y = table.X[rows], table.y[rows]

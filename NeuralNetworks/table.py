@@ -205,7 +205,9 @@ def _answers(column: pd.Series, name: str) -> tuple[NDArray, tuple[str, str] | N
 
 def _check_useless(X: NDArray, columns: list[str], name: str) -> None:
     if constant := [c for c, x in zip(columns, X.T, strict=True) if x.min() == x.max()]:
-        raise ValueError(f"{_named(constant)} of {name}: the same value in every row; leave out by --without")
+        raise ValueError(
+            f"{_named(constant)} of {name}: the same value in every row; leave out by --without {' '.join(constant)}"
+        )
     # Of two columns the same up to scale and shift, no data can tell which one matters.
     Z = (X - X.mean(0)) / X.std(0)
     i, j = np.nonzero(np.triu(np.abs(Z.T @ Z) / len(Z) > 1 - 1e-12, 1))
