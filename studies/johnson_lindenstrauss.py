@@ -267,8 +267,11 @@ def draw(panels: dict[str, dict[str, dict]], styles: list[tuple[str, str]], xlab
         for (name, curve), (color, style) in zip(curves.items(), styles, strict=True):
             band(axes, list(curve), list(curve.values()), style, color=color, label=name)
         axes.set(xscale="log", yscale="log", xlabel=xlabel, title=title)
-        q1, _, q3 = np.array([x for curve in curves.values() for x in curve.values()]).T
-        axes.set_ylim(0.6 * q1[q1 > 1e-13].min(), 1.5 * q3.max())  # PCA at k = d is exact but for rounding
+        q3 = [x[2] for curve in curves.values() for x in curve.values()]
+        # Where a curve ends exact but for rounding it leaves the frame; one that is so throughout does not.
+        lows = [[low for low, _, _ in curve.values()] for curve in curves.values()]
+        floors = [min((x for x in low if x > 1e-13), default=min(low)) for low in lows]
+        axes.set_ylim(0.6 * max(min(floors), 1e-17), 1.5 * max(q3))
         for axis in (axes.xaxis, axes.yaxis):
             low, high = axis.get_view_interval()
             if high < 1000 * low:
