@@ -204,7 +204,7 @@ def test_the_pictures_in_git_are_those_that_make_writes(tmp_path):
         assert (status, stderr) == (0, "")
     subprocess.run([sys.executable, tmp_path / "collapse.py"], check=True, stdout=subprocess.DEVNULL)
     written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*") if path.suffix in (".png", ".gif")}
-    assert written == set(listed.decode().split())
+    assert written == {name for name in listed.decode().split() if "/table_" not in name}  # that needs --data
     for name in written:
         old, new = frames(git("show", f":./{name}")), frames((tmp_path / name).read_bytes())
         same = old.shape == new.shape and np.abs(old - new).mean() < 1e-3  # other machines round differently

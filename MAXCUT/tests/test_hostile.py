@@ -235,6 +235,7 @@ HOSTILE = {
     "gradient": st.sampled_from(["exact", "sampled"]),
     "draws": st.integers(-3, 40) | HUGE,
     "steps": st.integers(-3, 40),
+    "descents": st.integers(-3, 3),
     "lr": FLOATS,
     "lam": FLOATS,
     "growth": FLOATS,
