@@ -189,13 +189,13 @@ def steps(edges: tuple[float, ...] = (1e4, 3e4, 1e5, 3e5, 1e6, 5e6), repeats: in
 def draw_gaps(gaps: list[tuple[str, str, float, list]], end: float) -> Figure:
     """Relative gap to the reference against seconds: a panel a family, a colour a rival, a line a run of `end` s."""
     families = sorted({kind for kind, *_ in gaps})
-    columns = min(3, len(families))
+    columns, took_part = min(3, len(families)), {rival for _, rival, *_ in gaps}
     least = min((gap for *_, run in gaps for _, gap in run if gap > 1e-12), default=1e-4) / 2  # no gap, on this axis
     height = -(-len(families) // columns)
     figure = Figure(figsize=(3.6 * columns + 0.6, 2.9 * height + 1), layout="constrained")
     panels = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, kind in zip(panels, families, strict=False):
-        for color, rival in zip(COLORS, RIVALS, strict=True):
+        for color, rival in ((color, r) for color, r in zip(COLORS, RIVALS, strict=True) if r in took_part):
             runs = [run for *what, limit, run in gaps if what == [kind, rival] and limit == end]
             for run in runs or [[]]:  # an empty line, so that every panel has the whole legend
                 t, gap = np.array(run).reshape(-1, 2).T
