@@ -119,7 +119,9 @@ class Checkpoint:
         saved = {"identity": self._identity, "parts": self._parts, "elapsed": time.perf_counter() - self._start}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         part = self.file.with_name(f".{self.file.name}.part")
-        torch.save(saved, part)
+        buffer = io.BytesIO()  # torch.save on a path says RuntimeError where the system says why not
+        torch.save(saved, buffer)
+        part.write_bytes(buffer.getbuffer())
         os.replace(part, self.file)
 
 

@@ -59,7 +59,10 @@ def killed_and_resumed(case: str, tmp_path: Path, seconds: float, kills: int) ->
     return out
 
 
-@pytest.fixture(scope="module", params=CASES)
+LATER = [pytest.param(case, marks=[pytest.mark.soak] if case != "MAXCUT" else []) for case in CASES]
+
+
+@pytest.fixture(scope="module", params=LATER)
 def finished(request, tmp_path_factory) -> tuple[str, Path]:
     """A run that nothing has stopped."""
     out = tmp_path_factory.mktemp("whole")

@@ -190,6 +190,7 @@ def frames(picture: bytes) -> np.ndarray:
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="this is no clone")
+@pytest.mark.soak
 def test_the_pictures_in_git_are_those_that_make_writes(tmp_path):
     def git(*arguments: str) -> bytes:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=True).stdout
