@@ -1,5 +1,7 @@
 """A thousand random small problems: every certificate against the dense Hessian of f, written out anew here."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,8 @@ def problem(number: int) -> tuple[Graph, Tensor, Config, torch.Generator]:
         gradient="sampled" if rng.random() < 0.05 else "exact",
         draws=8,
     )
+    if config.algorithm == "2":  # pure: without momentum it takes longer
+        config = replace(config, steps=4 * config.steps)
     return graph, V, config, generator
 
 
@@ -128,4 +132,4 @@ def check(numbers: range, monkeypatch: pytest.MonkeyPatch) -> None:
         optimum = exact_maxcut(graph)[0]
         assert result.cut <= optimum + 1e-9 * float(graph.w.abs().sum()), number
         optimal += result.cut >= optimum - 1e-9 * float(graph.w.abs().sum())
-    assert claims > 0.4 * len(numbers) and optimal > 0.8 * len(numbers)
+    assert claims > len(numbers) / 2 and optimal > 0.8 * len(numbers)

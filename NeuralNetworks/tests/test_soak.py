@@ -87,13 +87,13 @@ def solve(number: int, problem: dict) -> tuple[Student, Teacher, Batch, Certific
         kept = problem["freeze_bias"] if name == "b" else problem["trained"] == "first" and name != "W"
         x.requires_grad_(not kept)
     n = teacher.inputs
-    batch = teacher.labelled(*(quadrature([32] * k + [16] * (n - k)) if exact(problem) else sobol(n, 64, number)))
+    batch = teacher.labelled(*(quadrature([48] * k + [48] * (n - k)) if exact(problem) else sobol(n, 64, number)))
     fresh = (lambda: teacher.labelled(*sampled(n, 20, generator))) if problem["fresh"] else None
     options = problem["options"]
     if problem["fresh"]:
         options |= dict(risk="sampled", algorithm="default")
     if options["algorithm"] == "2":
-        options |= dict(momentum=0.0, anneal=False)
+        options |= dict(momentum=0.0, anneal=False, steps=60)  # pure: without momentum it takes longer
     options = dict(risk="sobol") | options
     config = Config(**options, d=d, k=k, width=problem["width"], loss=problem["loss"])
     training = Training(student, fresh or batch, teacher.directions, config, generator, held_out=batch)
@@ -175,9 +175,9 @@ def test_every_certificate_says_what_the_dense_hessian_does(problems):
                 bounds += 1
                 H = hessian[np.ix_(places["b"], places["b"])]
                 error = np.linalg.norm(slope - H @ W_perp - 2 * lam * W_perp)
-                assert error <= 2e-2 * np.linalg.norm(W_perp), which
+                assert error <= 1e-3 * np.linalg.norm(W_perp), which
                 assert certificate.w_norm <= certificate.w_norm_bound + error / denominator, which
-    assert claims > 0.5 * problems and bounds > 0.2 * problems
+    assert claims > 0.55 * problems and bounds > 0.2 * problems
 
 
 def extremes(hessian: np.ndarray, places: np.ndarray) -> tuple[float, float]:
