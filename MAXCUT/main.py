@@ -131,7 +131,7 @@ def main(config: Config) -> bool:
     results |= dict(gw_mean=gw.mean(), gw_best=gw.max(), descents=1 + (found.descents if found else 0))
     results |= dict(steps=result.steps, perturbations=len(result.kicks), certificate=asdict(result.certificate))
     results |= dict(seconds=descended - since, seconds_pgd=descended - relaxed + checkpoint.elapsed)
-    history = result.history | {"kicks": result.kicks, "gw": gw}
+    history = result.history | {"gw": gw}
     if found is not None:
         history |= {"search_seconds": found.seconds, "search_cut": found.best}
     with whole_files(config.out) as folder:

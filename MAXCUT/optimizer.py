@@ -274,7 +274,7 @@ class Result:
     """f at the end; dimensionless"""
     certificate: Certificate
     history: dict[str, np.ndarray]
-    """snapshots: step, expected_cut, drawn_cut (of one draw), sigma, gradient_norm, objective, lam"""
+    """snapshots: step, expected_cut, drawn_cut (of one draw), sigma, gradient_norm, objective, lam; and the kicks"""
     kicks: list[int]
     """steps at which a perturbation struck"""
     steps: int
@@ -428,7 +428,7 @@ class Derandomization(Descent):
             sigma=sigma,
             objective=f,
             certificate=certify(objective, [V, mu], V, mu, lam, self.config.rho),
-            history={name: np.array(values) for name, values in self.history.items()},
+            history=self.arrays(),
             kicks=self.kicks,
             steps=self.t,
             interrupted=self.interrupted,

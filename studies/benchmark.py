@@ -7,6 +7,7 @@ python studies/benchmark.py steps                           time of a step again
 import csv
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +42,7 @@ def torus(side: int, seed: int) -> Graph:
     return make_graph(graph.n, graph.i.numpy(), graph.j.numpy(), signs)
 
 
+@cache  # each run asks for its graph
 def read_folder(folder: Path | None, best_known: Path | None) -> tuple[dict[str, Graph], dict[str, float]]:
     """The graphs by name, and what the CSV file knows of their cuts; without a folder a few small random graphs."""
     if folder is None:
