@@ -211,7 +211,7 @@ def build(
 
     n, k, a, c = teacher.inputs, config.k, config.nodes, config.nodes_across
     if config.d <= 3:
-        sizes = (a, c), (3 * a // 2, c + 4), (2 * a + 3, c + 9)  # which share no error
+        sizes = (a, c), (a + 2 * a // 5 + 1, c + 4), (a + 3 * a // 5 + 2, c + 9)  # which share no error
         rules = [quadrature([along] * k + [across] * (n - k), trapezoids=k) for along, across in sizes]
         held_out, *finer = map(labelled, rules)
     else:

@@ -25,7 +25,7 @@ def figures(training: Training, result: Result) -> dict[str, Figure]:
     """The figures of a run, by name."""
     drawn = {"norms": norms(result, training.config.lam)}
     U, W = training.U, training.student.W.detach()
-    if W.shape[1] > 1:
+    if W.shape[1] > 2:
         before, after = (torch.linalg.svdvals(x).cpu().numpy() for x in (training.W_initial, W))
         drawn["spectrum"] = spectrum(before, after, len(U))
     if W.shape[1] == 2:

@@ -46,7 +46,7 @@ def complete(config: "Config") -> "Config":
         lr=min(lr, 1 / config.lam) if config.lam else lr,  # λ's own curvature is 2λ
         momentum=momentum,
         rho=max(config.lam / 5, 1e-30) if config.lam else 1e-6,
-        nodes=max(2, round(128 / max(config.k, 1) ** 1.5)),
+        nodes=max(2, round((96 if config.lam >= 1e-5 else 128) / max(config.k, 1) ** 1.1)),
     )
     return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
 
@@ -91,7 +91,7 @@ class Training(Descent):
         pgd = PGD(
             params.values(),
             lr=config.lr,
-            rho=config.rho,
+            rho=0.95 * config.rho if finer else config.rho,  # what ∇f on a finer batch may differ by
             radius=config.radius,
             momentum=config.momentum,
             patience=config.patience,
@@ -131,9 +131,9 @@ class Training(Descent):
         self.pgd.step(closure)
 
     def due(self) -> bool:
-        """At 0 and at ever larger distances, a twentieth of the way."""
+        """At 0 and at ever larger distances, a tenth of the way."""
         last = self.history["step"][-1] if self.history else -1
-        return self.t >= max(last + 1, round(1.05 * last))
+        return self.t >= max(last + 1, round(1.1 * last))
 
     def row(self) -> dict[str, Any]:
         """See `Result.history`.

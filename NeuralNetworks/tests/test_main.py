@@ -27,7 +27,7 @@ def test_a_run_leaves_all_its_files_and_a_true_certificate(tmp_path):
     done = call("--width", "40", "--lam", "1e-3", "--out", str(tmp_path / "new" / "folder"))
     assert done.returncode == 0, done.stderr
     out = tmp_path / "new" / "folder"
-    names = ["fig1_toy_frozen_bias", "fig2_toy_trained_bias", "fig3_weights", "norms", "spectrum"]
+    names = ["fig1_toy_frozen_bias", "fig2_toy_trained_bias", "fig3_weights", "norms"]
     expected = {f"{name}.{suffix}" for name in names for suffix in ("png", "pdf")}
     assert {f.name for f in out.iterdir()} == expected | {
         "fig3_weights.gif",

@@ -247,7 +247,7 @@ def test_the_curvature_does_not_drown_as_w_perp_vanishes():
 
 def test_defaults_that_depend_on_others():
     config = complete(Config(width=50, lam=1e-3))
-    assert (config.lr, config.momentum, config.rho, config.nodes) == (100, 0.9, 2e-4, 128)
+    assert (config.lr, config.momentum, config.rho, config.nodes) == (100, 0.9, 2e-4, 96)
     assert complete(replace(Config(width=50), lam=0.1)).lr == pytest.approx(10)  # λ's own curvature is 2λ
     assert complete(Config(lam=0)).rho == 1e-6 and complete(Config(risk="sampled")).momentum == 0
     assert complete(Config(width=50, algorithm="1")).lr == 50
