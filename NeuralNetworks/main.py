@@ -47,7 +47,7 @@ class Config:
     risk: Literal["quadrature", "sobol", "sampled"] = "quadrature"
     """population risk: exact (d ≤ 3), over a fixed Sobol set, or over a fresh batch each step"""
     nodes: Annotated[int, Field(ge=2, le=1024)] | None = None
-    """nodes of the trapezoidal rule along each of the teacher's directions, for quadrature; none: 96/k^1.1, 128/k^1.1 at λ < 10⁻⁵"""
+    """nodes of the trapezoidal rule along each of the teacher's directions, none: 96/k^1.1, at λ < 10⁻⁵ 128/k^1.1"""
     nodes_across: Annotated[int, Field(ge=2, le=64)] = 8
     """Gauss–Hermite nodes along the others, where W⊥ leaves little to integrate in the end, and for the noise"""
     samples: Annotated[int, Field(ge=2, le=2**30)] = 8192
