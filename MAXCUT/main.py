@@ -4,6 +4,7 @@ Run it as it is for the paper's graph and figures 4 and 5; edit the defaults bel
 """
 
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -106,22 +107,23 @@ def main(config: Config) -> bool:
 
     since = time.perf_counter() - checkpoint.elapsed
     V = solve_sdp(graph, generator=generator)
-    bound, proof = upper_bound(graph, V)
-    other = torch.Generator(config.device).manual_seed(config.seed + 1)  # the descent doesn't mind the roundings
-    gw = goemans_williamson(graph, V, config.roundings, other).cpu().numpy()
+    aside, other = ThreadPoolExecutor(1), torch.Generator(config.device).manual_seed(config.seed + 1)
+    known = aside.submit(upper_bound, graph, V), aside.submit(goemans_williamson, graph, V, config.roundings, other)
+    if torch.get_num_threads() > 1:  # of a large graph, where a step keeps all cores busy
+        wait(known)
     relaxed = time.perf_counter()
     descent, found = Derandomization(graph, V, config, generator).run(checkpoint), None
     s = descent.round()
     if (config.seconds or config.descents) and not descent.interrupted:
         reserve = 1 + 0.6 * (time.perf_counter() - relaxed)  # for the figures, and for the SOSP at the best cut
         workers = min(4, cores) if config.device == "cpu" else 1
-        found = search(graph, V, s, config, generator, since, bound, workers, checkpoint, reserve)
-        s = torch.from_numpy(found.best_cut()).to(s)
-        descent.plant(s)
-    result = descent.result(s)
-    descended = time.perf_counter()
+        found = search(graph, V, s, config, generator, since, known[0].result()[0], workers, checkpoint, reserve)
+        descent.plant(s := torch.from_numpy(found.best_cut()).to(s))
+    result, descended = descent.result(s), time.perf_counter()
+    (bound, proof), gw = known[0].result(), known[1].result().cpu().numpy()
+    interrupted = descent.interrupted or bool(found and found.interrupted)
     optimum, still = exact_maxcut(graph)[0] if graph.n <= EXACT_LIMIT else None, None
-    if graph.n <= DRAWN:  # at the saddle the curvature is of order 1/ε: smaller steps, so that the run settles there
+    if graph.n <= DRAWN:  # smaller steps, as the curvature at the saddle is of order 1/ε
         unperturbed = replace(config, radius=0.0, algorithm="default", seconds=None, descents=None, lr=config.lr / 3)
         still = Derandomization(graph, V, unperturbed, generator).run().result()
 
@@ -131,9 +133,8 @@ def main(config: Config) -> bool:
     results |= dict(gw_mean=gw.mean(), gw_best=gw.max(), descents=1 + (found.descents if found else 0))
     results |= dict(steps=result.steps, perturbations=len(result.kicks), certificate=asdict(result.certificate))
     results |= dict(seconds=descended - since, seconds_pgd=descended - relaxed + checkpoint.elapsed)
-    history = result.history | {"gw": gw}
-    if found is not None:
-        history |= {"search_seconds": found.seconds, "search_cut": found.best}
+    searched = {"search_seconds": found.seconds, "search_cut": found.best} if found else {}
+    history = result.history | {"gw": gw} | searched
     with whole_files(config.out) as folder:
         save(folder, config, results, plot.figures(graph, result, still, found, results, gw), history=history)
         np.savetxt(folder / "cut.txt", result.s.cpu() > 0, fmt="%d")
@@ -141,7 +142,6 @@ def main(config: Config) -> bool:
             (folder / "vertices.txt").write_text("\n".join(graph.names) + "\n", encoding="utf-8")
     if not graph.names:
         (config.out / "vertices.txt").unlink(missing_ok=True)  # of another graph
-    interrupted = result.interrupted or (found is not None and found.interrupted)
     plot.summary(config, results, result, found, interrupted)
     return interrupted
 

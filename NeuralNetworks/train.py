@@ -131,9 +131,9 @@ class Training(Descent):
         self.pgd.step(closure)
 
     def due(self) -> bool:
-        """At 0 and at ever larger distances, a tenth of the way."""
+        """At 0 and at ever larger distances, a twentieth of the way."""
         last = self.history["step"][-1] if self.history else -1
-        return self.t >= max(last + 1, round(1.1 * last))
+        return self.t >= max(last + 1, round(1.05 * last))
 
     def row(self) -> dict[str, Any]:
         """See `Result.history`.
