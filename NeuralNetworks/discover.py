@@ -7,12 +7,13 @@ number of directions are chosen on rows held out, and the network is then fitted
 1. For λ from large to small, minimize f = risk + λ (‖W‖² + ‖a‖²) from where the λ before ended, and from a fresh draw;
    the lower f stays. The draw finds what no descent from W ≈ 0 does: links without linear or quadratic part.
 2. At the λ with the least risk on the validation rows, keep W's leading K directions, W = A B with B K × d, and fit;
-   drop the least of them, fit, and so on down to 0.
+   drop the least of them, fit, and so on down to 0. For a smaller λ, neurons are drawn anew each time: the path has
+   lost many that a network on few directions has a use for.
 3. The number of directions is the least whose validation risk is within one standard error of the best (of the
    difference row by row), give or take a share of the answers' variance that nobody would miss.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from math import cos, pi, sqrt
@@ -80,22 +81,21 @@ class Network(torch.nn.Module):
         return torch.linalg.svdvals(self.weights)[: len(self.B)].double().numpy()
 
     @torch.no_grad()
+    def along(self, directions: Tensor) -> "Network":
+        """A copy whose B is the orthonormal `directions` (k, d), with W's part along them."""
+        copy, A = deepcopy(self), self.weights @ directions.T
+        copy.A, copy.B = (torch.nn.Parameter(x.clone(memory_format=torch.contiguous_format)) for x in (A, directions))
+        return copy
+
+    @torch.no_grad()
     def restricted(self, k: int) -> "Network":
-        """A copy with W's k leading directions as rows of B, which is trained from there.
+        """A copy along W's k leading directions.
 
         They are its right singular vectors, largest singular value first, each with the sign that makes its entry of
         largest size positive.
         """
         V = torch.linalg.svd(self.weights, full_matrices=False)[2][:k]
-        return self.along(V * V.gather(1, V.abs().argmax(1, keepdim=True)).sign()).requires_grad_()
-
-    @torch.no_grad()
-    def along(self, directions: Tensor) -> "Network":
-        """A copy whose B is the orthonormal `directions` (k, d) and stays so: what a network can do that knows them."""
-        copy, parts = deepcopy(self), (self.weights @ directions.T, directions)
-        copy.A, copy.B = (torch.nn.Parameter(x.clone(memory_format=torch.contiguous_format)) for x in parts)
-        copy.B.requires_grad_(False)
-        return copy
+        return self.along(V * V.gather(1, V.abs().argmax(1, keepdim=True)).sign())
 
 
 def logistic(prediction: Tensor, y: Tensor) -> Tensor:
@@ -156,26 +156,54 @@ def polish(network: Network, rows: Rows, loss: Loss, lam: float, iterations: int
 
 
 @dataclass(frozen=True)
+class Search:
+    """What all fits share."""
+
+    training: Rows
+    validation: Rows
+    """rows that λ and the number of directions are chosen on"""
+    loss: Loss
+    """row by row: squared, for answers of mean 0 and variance 1, or logistic, for 0 and 1"""
+    counts: Sequence[int]
+    """numbers of directions to choose from, largest first"""
+    width: int
+    """neurons"""
+    steps: int
+    """of Adam in each descent"""
+    generator: torch.Generator
+    """of weights and batches"""
+    progress: Progress = lambda stage: None
+    lams: Sequence[float] = LAMS
+    """the path, largest λ first"""
+
+    def drawn(self) -> Network:
+        """A network with random weights."""
+        return Network(self.training[0].shape[1], self.width, self.generator)
+
+    def descended(self, network: Network, lam: float) -> Network:
+        """`descend` on the training rows."""
+        return descend(network, self.training, self.loss, lam, self.steps, self.generator)
+
+
+@dataclass(frozen=True)
 class Stage:
-    """Where the path is at one λ, or at one number of directions."""
+    """Where a fit ends, along the path of λ or at a number of directions."""
 
     lam: float
+    network: Network
     directions: int
     """rank that W may have: d along the path of λ"""
-    spectrum: NDArray
-    """singular values of W"""
     training: float
     """risk on the training rows"""
     validation: float
     """risk on the validation rows"""
     losses: NDArray
     """(rows,) of which `validation` is the mean"""
-    network: Network
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """What `discover` ends with, from the training and the validation rows."""
+    """What `discover` ends with."""
 
     initial: NDArray
     """singular values of W as drawn"""
@@ -184,81 +212,68 @@ class Discovery:
     full: Stage
     """of the path, the one with the least validation risk"""
     ranks: list[Stage]
-    """for 0, 1, … directions, each at the better of two λ"""
+    """for each number of directions, least first, at the better of two λ"""
     chosen: Stage
     """of the ranks"""
     interrupted: bool
-    """whether Ctrl-C ended the path early"""
+    """whether Ctrl-C ended path or ranks early"""
 
 
-def discover(
-    training: Rows,
-    validation: Rows,
-    loss: Loss,
-    n_directions: int | None,
-    max_directions: int,
-    width: int,
-    steps: int,
-    generator: torch.Generator,
-    progress: Progress = lambda stage: None,
-    lams: Sequence[float] = LAMS,
-) -> Discovery:
+def discover(search: Search) -> Discovery:
     """Find the directions that the answers depend on; see the top of this file.
 
-    Args:
-        training, validation: rows with whitened inputs.
-        loss: squared, for answers of mean 0 and variance 1, or logistic, for 0 and 1.
-        n_directions: that many; None: chosen on the validation rows, at most max_directions.
-        max_directions: see n_directions.
-        width: neurons.
-        steps: of Adam, at each λ, twice.
-        generator: of weights and batches.
-        progress: see `Progress`.
-        lams: the path, largest λ first.
+    Raises:
+        KeyboardInterrupt: before there was a fit to keep; after that it only ends the path, or the ranks, early.
     """
-    d = training[0].shape[1]
-    start = Network(d, width, generator)
-    path, interrupted = [], False
+    start = search.drawn()
+    path, cut_short = _collected(descents(search, start), search.progress)
+    full = _least(path)
+    ranks, stopped = _collected(eliminate(search, full), search.progress)
+    return Discovery(start.spectrum(), path, full, ranks[::-1], choose(ranks[::-1]), cut_short or stopped)
+
+
+def descents(search: Search, network: Network) -> Iterator[Stage]:
+    """The path of λ: from where the λ before ended, at first `network`, or from a fresh draw, whichever ends lower."""
+    for lam in search.lams:
+        ends = [search.descended(start, lam) for start in (network, search.drawn())]
+        network = min(ends, key=lambda end, lam=lam: objective(end, search.training, search.loss, lam).item())
+        yield _stage(search, network, lam)
+
+
+def eliminate(search: Search, full: Stage) -> Iterator[Stage]:
+    """Fits on the leading directions of the network, on ever fewer, at its λ, and anew at a tenth of it.
+
+    At its own λ the path's network pays for all d directions; on few, a smaller λ may do better.
+    """
+    network, lighter = full.network, full.lam / 10
+    for k in search.counts:
+        network = polish(network.restricted(k), search.training, search.loss, full.lam)
+        anew = search.descended(search.drawn().along(network.B.detach()), lighter)
+        anew = polish(anew, search.training, search.loss, lighter)
+        yield _least([_stage(search, network, full.lam), _stage(search, anew, lighter)])
+
+
+def _collected(stages: Iterator[Stage], progress: Progress) -> tuple[list[Stage], bool]:
+    found = []
     try:
-        for lam in lams:
-            starts = path[-1].network if path else start, Network(d, width, generator)
-            ends = [descend(network, training, loss, lam, steps, generator) for network in starts]
-            lower = min(ends, key=lambda network: objective(network, training, loss, lam).item())
-            path.append(_stage(lower, training, validation, loss, lam))
-            progress(f"λ {lam:.0e}")
+        for stage in stages:
+            found.append(stage)
+            progress(f"λ {stage.lam:.0e}, {stage.directions} directions")
     except KeyboardInterrupt:
-        if not path:
+        if not found:
             raise
-        interrupted = True
-    full = min(path, key=lambda stage: stage.validation)
-    largest = min(d, max_directions) if n_directions is None else n_directions
-    ranks = eliminate(full, largest, training, validation, loss, progress, least=n_directions or 0)
-    chosen = choose(ranks) if n_directions is None else ranks[-1]
-    return Discovery(start.spectrum(), path, full, ranks, chosen, interrupted)
+        return found, True
+    return found, False
 
 
-def eliminate(
-    full: Stage,
-    largest: int,
-    training: Rows,
-    validation: Rows,
-    loss: Loss,
-    progress: Progress = lambda stage: None,
-    least: int = 0,
-) -> list[Stage]:
-    """Fits on the leading directions of the network, `largest` of them, and on ever fewer; from `least` to `largest`.
+@torch.no_grad()
+def _stage(search: Search, network: Network, lam: float) -> Stage:
+    training, losses = (search.loss(network(x), y).double().numpy() for x, y in (search.training, search.validation))
+    return Stage(lam, network, len(network.B), float(training.mean()), float(losses.mean()), losses)
 
-    At its own λ the path's network pays for all d directions; on few, a smaller λ may do better. Two are tried.
-    """
-    ranks, network = [], full.network
-    for k in range(largest, least - 1, -1):
-        network = polish(network.restricted(k), training, loss, full.lam)
-        lighter = polish(network, training, loss, full.lam / 10)
-        tried = ((network, full.lam), (lighter, full.lam / 10))
-        stages = [_stage(candidate, training, validation, loss, lam) for candidate, lam in tried]
-        ranks.append(min(stages, key=lambda stage: stage.validation))
-        progress(f"{k} directions")
-    return ranks[::-1]
+
+def _least(stages: Sequence[Stage]) -> Stage:
+    return min(stages, key=lambda stage: stage.validation)
 
 
 def choose(ranks: Sequence[Stage]) -> Stage:
@@ -267,7 +282,7 @@ def choose(ranks: Sequence[Stage]) -> Stage:
     The standard error is that of the mean difference of the losses, row by row (Hastie, Tibshirani and Friedman 2009,
     section 7.10, have the risk's own, which is larger, as what all fits share is in it).
     """
-    best = min(ranks, key=lambda stage: stage.validation)
+    best = _least(ranks)
     for stage in ranks:
         excess = stage.losses - best.losses
         error = excess.std(ddof=1) / sqrt(len(excess))
@@ -284,10 +299,3 @@ def sine(V: NDArray, U: NDArray) -> float:
         return 0.0
     p, q = (np.linalg.qr(x.T)[0] for x in (V, U))
     return float(np.linalg.norm(p - q @ (q.T @ p), 2))  # 1 − cos² would lose half of the digits
-
-
-@torch.no_grad()
-def _stage(network: Network, training: Rows, validation: Rows, loss: Loss, lam: float) -> Stage:
-    losses = loss(network(validation[0]), validation[1]).double().numpy()
-    risk = float(loss(network(training[0]), training[1]).mean())
-    return Stage(lam, len(network.B), network.spectrum(), risk, float(losses.mean()), losses, network)

@@ -28,7 +28,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from discover import Network, Progress, Rows, discover, logistic, polish
+from discover import Network, Progress, Rows, Search, discover, logistic, polish
 from main import Config
 from model import Loss, squared
 from table import split
@@ -75,13 +75,13 @@ class Whitening:
         """(d,) standard deviation of each column, or of its scores: what a loading is multiplied by to compare."""
         return self._scored(X).std(0)
 
-    def in_units(self, B: NDArray) -> NDArray:
-        """(k, d): the rows β = B M, such that B z = β (s(x) − m): per unit of each column, or of its score."""
-        return B @ self.M
-
 
 class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """What regressor and classifier share; see StructureDiscovery."""
+    """What regressor and classifier share; see StructureDiscovery.
+
+    Each has its loss, _learn_answers(y), which keeps what the others need to know, _encoded(y), the answers as the
+    network takes them, and _decoded(output), its output as answers or probabilities.
+    """
 
     loss: Loss
     _parameter_constraints: ClassVar[dict[str, list]] = {
@@ -116,29 +116,26 @@ class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
 
         Raises:
             ValueError: X or y is no such thing, or a hyperparameter is out of its range.
+            KeyboardInterrupt: Ctrl-C; what was found by then is there all the same.
         """
-        return self.fit_with(X, y)
+        if self.fit_with(X, y).discovery_.interrupted:
+            raise KeyboardInterrupt
+        return self
 
     def fit_with(self, X: ArrayLike, y: ArrayLike, progress: Progress = lambda stage: None) -> Self:
-        """`fit`, with `progress` called after each of its steps with the step's name."""
-        classes = isinstance(self, ClassifierMixin)
-        X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=4, y_numeric=not classes)
+        """`fit`, with `progress` called after each of its steps with the step's name; Ctrl-C ends it early."""
+        X, y = self._checked(X, y, reset=True, ensure_min_samples=4)
         self.check(X.shape[1])
         self._learn_answers(y)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
-        parts = split(y, self.validation_fraction, seed, classes)
+        parts = split(y, self.validation_fraction, seed, isinstance(self, ClassifierMixin))
         self.whitening_ = Whitening(X, self.inputs)
         rows = self.rows(X, y)
-        self.discovery_ = discover(
-            *(tuple(x[chosen] for x in rows) for chosen in parts),
-            self.loss,
-            self.n_directions,
-            self.max_directions,
-            self.width,
-            self.steps,
-            torch.Generator().manual_seed(seed),
-            progress,
-        )
+        training, validation = (tuple(x[chosen] for x in rows) for chosen in parts)
+        k, most = self.n_directions, min(X.shape[1], self.max_directions)
+        counts, generator = range(most, -1, -1) if k is None else [k], torch.Generator().manual_seed(seed)
+        how = (self.loss, counts, self.width, self.steps, generator, progress)
+        self.discovery_ = discover(Search(training, validation, *how))
         return self._refitted(rows)
 
     def refit(self, X: ArrayLike, y: ArrayLike) -> Self:
@@ -147,17 +144,18 @@ class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         To choose on some rows, test on others, and end with what all of them say.
         """
         check_is_fitted(self)
-        numeric = not isinstance(self, ClassifierMixin)
-        X, y = validate_data(self, X, y, dtype=np.float64, reset=False, y_numeric=numeric)
-        return self._refitted(self.rows(X, y))
+        return self._refitted(self.rows(*self._checked(X, y, reset=False)))
+
+    def _checked(self, X: ArrayLike, y: ArrayLike, **how: object) -> tuple[NDArray, NDArray]:
+        return validate_data(self, X, y, dtype=np.float64, y_numeric=not isinstance(self, ClassifierMixin), **how)
 
     def _refitted(self, rows: Rows) -> Self:
         stage = self.discovery_.chosen
         network = polish(stage.network, rows, self.loss, stage.lam, iterations=200)
         self.network_ = network.restricted(stage.directions)
         self.lam_, self.n_directions_ = stage.lam, stage.directions
-        self.spectrum_ = self.discovery_.full.spectrum
-        self.directions_ = self.whitening_.in_units(self.network_.directions)
+        self.spectrum_ = self.discovery_.full.network.spectrum()
+        self.directions_ = self.network_.directions @ self.whitening_.M
         self._n_features_out = self.n_directions_
         return self
 
@@ -191,19 +189,13 @@ class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         arrays |= {"M": self.whitening_.M, "mean": self.whitening_.mean, "directions": self.directions_}
         if self.whitening_.scores is not None:
             arrays |= {"scores_at": self.whitening_.scores.quantiles_, "scores_of": self.whitening_.scores.references_}
-        return arrays | self._answer_arrays()
+        return arrays
 
     def check(self, d: int) -> None:
         """Raise ValueError for a hyperparameter out of its range; d is the number of columns."""
         self._validate_params()
         if self.n_directions is not None and self.n_directions > d:
             raise ValueError(f"{self.n_directions} directions: with {d} columns it can be 0 to {d}, or None to choose")
-
-    # Each kind has _learn_answers(y), which keeps what _encoded(y), the answers as the network takes them, and
-    # _decoded(output), its output as answers or probabilities, need to know.
-
-    def _answer_arrays(self) -> dict[str, NDArray]:
-        return {}
 
 
 class StructureDiscovery(RegressorMixin, _StructureDiscovery):
@@ -242,8 +234,8 @@ class StructureDiscovery(RegressorMixin, _StructureDiscovery):
     def _decoded(self, output: NDArray) -> NDArray:
         return output * self._scale + self._mean
 
-    def _answer_arrays(self) -> dict[str, NDArray]:
-        return {"answer_mean": np.array(self._mean), "answer_scale": np.array(self._scale)}
+    def arrays(self) -> dict[str, NDArray]:
+        return super().arrays() | {"answer_mean": np.array(self._mean), "answer_scale": np.array(self._scale)}
 
     def _learn_answers(self, y: NDArray) -> None:
         self._mean, self._scale = float(y.mean()), float(y.std()) or 1.0
@@ -297,6 +289,5 @@ class StructureDiscoveryClassifier(ClassifierMixin, _StructureDiscovery):
 
 @torch.no_grad()
 def _output(network: Network, z: NDArray) -> NDArray:
-    return (
-        deepcopy(network).double()(torch.as_tensor(z)).numpy()
-    )  # in float32 a row's answer would depend on the others
+    exact = deepcopy(network).double()  # in float32 a row's answer would depend on the others
+    return exact(torch.as_tensor(z)).numpy()

@@ -80,7 +80,7 @@ def spectrum(model: "Estimator") -> Figure:
     discovery, k = model.discovery_, model.n_directions_
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes, i = figure.subplots(), np.arange(1, len(discovery.initial) + 1)
-    trained = np.maximum(discovery.full.spectrum, 1e-4 * discovery.initial[0])
+    trained = np.maximum(model.spectrum_, 1e-4 * discovery.initial[0])
     label = rf"trained, all directions, $\lambda$ = {discovery.full.lam:.2g}"
     axes.plot(i, discovery.initial, "o-", color=RED, markersize=5, linewidth=1, label="as drawn")
     axes.plot(i, trained, "s-", color=BLUE, markersize=5, linewidth=1, label=label)

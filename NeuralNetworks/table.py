@@ -65,28 +65,28 @@ def checked(frame: pd.DataFrame, target: str, name: str, drop_missing: bool = Fa
     Raises:
         ValueError: the table is unfit.
     """
-    notes, inputs = [], frame.drop(columns=target)
-    if inputs.columns.empty:
-        raise ValueError(f"{name} has no columns besides {target}; there is nothing to find directions in")
-    if columns := [c for c in inputs if str(c).startswith("Unnamed") and _numbers_rows(inputs[c])]:
+    notes = []
+    if numbers := [c for c in frame if str(c).startswith("Unnamed") and c != target and _numbers_rows(frame[c])]:
         notes.append("the first column has no name and numbers the rows: it is left out")
-        frame, inputs = frame.drop(columns=columns), inputs.drop(columns=columns)
-    _check_text(inputs, name)
-    rows = _check_missing(frame, name, drop_missing)
-    if rows:
+        frame = frame.drop(columns=numbers)
+    columns = [c for c in frame if c != target]
+    if not columns:
+        raise ValueError(f"{name} has no columns besides {target}; there is nothing to find directions in")
+    _check_text(frame[columns], name)
+    if rows := _missing(frame, name, drop_missing):
         frame = frame.dropna()
         notes.append(f"{rows} rows with missing values are left out, {len(frame)} are left")
-    X, columns = frame.drop(columns=target).to_numpy(np.float64), list(inputs.columns)
-    if len(X) < max(LEAST_ROWS, len(columns) + 1):
+    if len(frame) < max(LEAST_ROWS, len(columns) + 1):
         raise ValueError(
-            f"{name} has {len(X)} rows and {len(columns)} input columns; there must be more rows than columns, and at "
-            f"least {LEAST_ROWS}: leave out columns by --without, or give more rows"
+            f"{name} has {len(frame)} rows and {len(columns)} input columns; there must be more rows than columns, and "
+            f"at least {LEAST_ROWS}: leave out columns by --without, or give more rows"
         )
-    if infinite := [c for c, x in zip(columns, X.T, strict=True) if np.isinf(x).any()]:
+    if infinite := [c for c in frame.select_dtypes("number") if np.isinf(frame[c]).any()]:
         raise ValueError(f"{_named(infinite)} of {name}: infinite values; replace them, or leave out the rows")
     y, classes = _answers(frame[target], name)
-    _check_useless(X, columns, name)
-    if np.linalg.eigvalsh(np.corrcoef(X.T).reshape(len(columns), -1))[0] < 1e-10:
+    X = frame[columns].to_numpy(np.float64)
+    correlations = _correlations(X, columns, name)
+    if np.linalg.eigvalsh(correlations)[0] < 1e-10:
         notes.append("the columns are linearly dependent, so that other loadings give the same coordinates")
     return Table(X, y, columns, target, classes, notes)
 
@@ -115,38 +115,36 @@ def _shipped(name: str, target: str | None) -> tuple[pd.DataFrame, str]:
 
 
 def _file(path: Path, target: str | None) -> tuple[pd.DataFrame, str]:
+    kind = path.suffix.lower()
     if not path.is_file():
         known = f"an .npz with X and y, or one of {', '.join(SHIPPED)}"
         raise ValueError(f"--data {path}: there is no such file; give a .csv with a header, {known}")
-    readers = {".csv": _csv, ".npz": _npz}
-    if path.suffix.lower() not in readers:
+    if kind not in (".csv", ".npz"):
         raise ValueError(f"--data {path} must end in .csv (with a header) or .npz (with X and y)")
-    frame = readers[path.suffix.lower()](path)
-    if target is None and path.suffix.lower() == ".npz":
-        target = "y"
+    try:
+        if kind == ".csv":
+            content = pd.read_csv(path, skipinitialspace=True)
+        else:
+            with np.load(path, allow_pickle=False) as arrays:
+                content = {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:  # pandas' own are ValueErrors
+        raise ValueError(f"--data {path} can't be read as {kind[1:]}: {error}") from None
+    frame = _headed(content, path) if kind == ".csv" else _framed(content, path)
+    target = "y" if target is None and kind == ".npz" else target
     if target is None or target not in frame.columns:
         given = "--target is missing" if target is None else f"--target {target}: there is no such column"
         raise ValueError(f"{given}; {path} has {_named(frame.columns)}")
     return frame, target
 
 
-def _csv(path: Path) -> pd.DataFrame:
-    try:
-        frame = pd.read_csv(path, skipinitialspace=True)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"--data {path} can't be read as a .csv: {error}") from None
+def _headed(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     frame.columns = frame.columns.astype(str).str.strip()
     if pd.to_numeric(frame.columns, errors="coerce").notna().all():
         raise ValueError(f"--data {path}: the first line holds numbers; it must name the columns")
     return frame
 
 
-def _npz(path: Path) -> pd.DataFrame:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"--data {path} can't be read as an .npz of numbers: {error}") from None
+def _framed(found: dict[str, NDArray], path: Path) -> pd.DataFrame:
     if not {"X", "y"} <= set(found):
         raise ValueError(f"--data {path} must hold X (n, d) and y (n,); it holds {', '.join(found) or 'nothing'}")
     X, y = found["X"], found["y"]
@@ -171,7 +169,7 @@ def _check_text(inputs: pd.DataFrame, name: str) -> None:
         raise ValueError(f"{_named(text)} of {name}: text{example}; {todo}")
 
 
-def _check_missing(frame: pd.DataFrame, name: str, drop: bool) -> int:
+def _missing(frame: pd.DataFrame, name: str, drop: bool) -> int:
     missing = frame.isna()
     empty = list(frame.columns[missing.all()])
     if empty and len(frame):
@@ -197,24 +195,23 @@ def _answers(column: pd.Series, name: str) -> tuple[NDArray, tuple[str, str] | N
         return (column.astype(str) == str(values[1])).to_numpy(np.int64), (str(values[0]), str(values[1]))
     if not pd.api.types.is_numeric_dtype(column):
         raise ValueError(f"{target} has {len(values)} different texts; it must be numbers, or two classes")
-    y = column.to_numpy(np.float64)
-    if not np.isfinite(y).all():
-        raise ValueError(f"{target} has infinite values")
-    return y, None
+    return column.to_numpy(np.float64), None
 
 
-def _check_useless(X: NDArray, columns: list[str], name: str) -> None:
-    if constant := [c for c, x in zip(columns, X.T, strict=True) if x.min() == x.max()]:
-        raise ValueError(
-            f"{_named(constant)} of {name}: the same value in every row; leave out by --without {' '.join(constant)}"
-        )
-    # Of two columns the same up to scale and shift, no data can tell which one matters.
+def _correlations(X: NDArray, columns: list[str], name: str) -> NDArray:
+    constant = [c for c, x in zip(columns, X.T, strict=True) if x.min() == x.max()]
+    if constant:
+        todo = f"leave out by --without {' '.join(constant)}"
+        raise ValueError(f"{_named(constant)} of {name}: the same value in every row; {todo}")
     Z = (X - X.mean(0)) / X.std(0)
-    i, j = np.nonzero(np.triu(np.abs(Z.T @ Z) / len(Z) > 1 - 1e-12, 1))
+    C = Z.T @ Z / len(Z)
+    # Of two columns the same up to scale and shift, no data can tell which one matters.
+    i, j = np.nonzero(np.triu(np.abs(C) > 1 - 1e-12, 1))
     if len(i):
         a, b = columns[i[0]], columns[j[0]]
         same = "are the same" if np.array_equal(X[:, i[0]], X[:, j[0]]) else "say the same in other units"
         raise ValueError(f"the columns {a} and {b} of {name} {same}; leave one out by --without {b}")
+    return C
 
 
 def _numbers_rows(column: pd.Series) -> bool:

@@ -1,6 +1,7 @@
 """The directions of planted problems are found, their number is right, and no direction is found in noise."""
 
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from scipy.stats import norm
 from sklearn.base import clone
 
 import discover
-from discover import Network, Stage, choose, eliminate, logistic, objective, polish, sine
+import estimator
+from discover import Network, Search, Stage, choose, eliminate, logistic, objective, polish, sine
 from estimator import StructureDiscovery, StructureDiscoveryClassifier, Whitening
 from model import squared
 from table import split
@@ -32,6 +34,12 @@ def planted(link: str, noise: float = 0.3, seed: int = 0, n: int = N) -> tuple[n
     h, k = LINKS[link]
     X = rng.normal(size=(n, D))
     return X, h(X @ BASIS) + noise * rng.normal(size=n), BASIS.T[:k]
+
+
+@pytest.fixture(autouse=True)
+def short_path(monkeypatch):
+    """Fewer λ: what the path does is the same, in less than half the time."""
+    monkeypatch.setattr(estimator, "Search", partial(Search, lams=(0.1, 0.01, 0.001)))
 
 
 def fast(**options: object) -> StructureDiscovery:
@@ -117,7 +125,7 @@ def test_whitening_of_each_kind():
 
 def test_the_same_seed_gives_the_same_and_the_split_is_of_the_seed():
     X, y, _ = planted("tanh")
-    first, again, other = (fast(steps=10, random_state=s).fit(X, y).predict(X) for s in (0, 0, 1))
+    first, again, other = (fast(n_directions=1, steps=10, random_state=s).fit(X, y).predict(X) for s in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
     training, held_out = split(y, 0.25, 0, False)
     assert len(held_out) == N // 4 and sorted([*training, *held_out]) == list(range(N))
@@ -165,7 +173,7 @@ def test_restriction_keeps_the_leading_part_of_w():
         assert (part.B.detach().numpy()[range(k), np.abs(part.B.detach().numpy()).argmax(1)] > 0).all()
     known = model.along(torch.eye(4)[:2])
     x = torch.randn(5, 4)
-    assert torch.equal(known(x), known(x * torch.tensor([1.0, 1, 0, 0]))) and not known.B.requires_grad
+    assert torch.equal(known(x), known(x * torch.tensor([1.0, 1, 0, 0]))) and known.B.requires_grad
 
 
 def test_polish_ends_at_a_stationary_point_and_leaves_its_argument_alone():
@@ -181,7 +189,7 @@ def test_polish_ends_at_a_stationary_point_and_leaves_its_argument_alone():
 
 def stage(k: int, losses: list[float]) -> Stage:
     values = np.array(losses)
-    return Stage(1.0, k, np.ones(k), 0.0, float(values.mean()), values, network())
+    return Stage(1.0, network(), k, 0.0, float(values.mean()), values)
 
 
 def test_the_fewest_directions_within_one_standard_error():
@@ -210,25 +218,49 @@ def test_the_path_keeps_the_lower_of_warm_start_and_fresh_draw(monkeypatch):
     monkeypatch.setattr(discover, "descend", nowhere)
     x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
     rows = (x[:40], x[:40, 0]), (x[40:], x[40:, 0])
-    how = dict(n_directions=None, max_directions=1, width=5, steps=1, generator=torch.Generator())
-    found = discover.discover(*rows, squared, lams=(1, 0.1, 0.01, 0.001), **how)
+    lams = (1, 0.1, 0.01, 0.001)
+    found = discover.discover(Search(*rows, squared, (1, 0), 5, 1, torch.Generator(), lams=lams))
     kept = [stage.network for stage in found.path]
     assert [next(i for i, pair in enumerate(pairs) if pair[1] is network) % 2 for network in kept] == [1, 0, 1, 0]
     assert all(pairs[2 * i][0] is kept[i - 1] for i in (1, 2, 3))  # each starts from the one before
-    assert len({id(network) for network, _ in pairs[1::2]} - {id(network) for network in kept}) == 4  # or a fresh draw
+    assert len({id(network) for network, _ in pairs[1:8:2]} - {id(network) for network in kept}) == 4  # or a fresh draw
     assert found.full.validation == min(stage.validation for stage in found.path)
 
 
-def test_elimination_fits_every_number_of_directions():
+def test_elimination_fits_every_number_of_directions_with_neurons_drawn_anew():
     g = torch.Generator().manual_seed(0)
     x = torch.randn(400, 4, generator=g)
     y = x[:, 0] * x[:, 1]
     rows = (x[:300], y[:300]), (x[300:], y[300:])
-    full = Stage(1e-3, 4, np.ones(4), 0.0, 0.0, np.zeros(100), polish(network(width=30), rows[0], squared, 1e-3, 300))
-    ranks = eliminate(full, 3, *rows, squared)
-    assert [s.directions for s in ranks] == [0, 1, 2, 3]
-    assert ranks[2].validation < 0.05 < ranks[1].validation < 1.2 * ranks[0].validation
-    assert sine(ranks[2].network.B.detach().numpy(), np.eye(4)[:2]) < 0.05
+    trained = polish(network(width=30), rows[0], squared, 1e-3, 300)
+    for weights in (trained.A, trained.a, trained.b):  # as where λ has cost nearly all neurons their weights
+        weights.data[2:] = 0
+    search = Search(*rows, squared, (3, 2, 1, 0), 30, 100, g)
+    three, two, one, none = eliminate(search, Stage(1e-3, trained, 4, 0.0, 0.0, np.zeros(100)))
+    assert [stage.directions for stage in (three, two, one, none)] == [3, 2, 1, 0]
+    assert two.validation < 0.05 < one.validation < 1.2 * none.validation and two.lam == 1e-4
+    assert sine(two.network.directions, np.eye(4)[:2]) < 0.05
+
+
+@pytest.mark.parametrize(("descents", "path", "ranks"), [(0, 0, []), (4, 2, [3, 2, 1, 0]), (7, 3, [3])])
+def test_ctrl_c_keeps_what_was_fitted_and_stops_who_calls_fit(monkeypatch, descents, path, ranks):
+    left, descend = iter(range(descents)), discover.descend
+
+    def interrupted(*arguments: object) -> Network:  # Ctrl-C in one of the descents: two for each λ, then one a number
+        if next(left, None) is None and not struck:
+            struck.append(True)
+            raise KeyboardInterrupt
+        return descend(*arguments)
+
+    monkeypatch.setattr(discover, "descend", interrupted)
+    X, y, _ = planted("tanh", n=100)
+    model, struck = fast(steps=5, width=5), []
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, y)
+    if path:
+        found = model.discovery_
+        assert found.interrupted and len(found.path) == path
+        assert [stage.directions for stage in found.ranks[::-1]] == ranks and np.isfinite(model.predict(X)).all()
 
 
 def test_sine_of_the_largest_angle():

@@ -22,7 +22,7 @@ QUICK = dict(steps=5, max_directions=1, width=5)
 @pytest.mark.filterwarnings("ignore")  # the checks' own
 @pytest.mark.parametrize("kind", [StructureDiscovery, StructureDiscoveryClassifier])
 def test_scikit_learns_checks(kind, monkeypatch):
-    monkeypatch.setattr(estimator, "discover", partial(discover.discover, lams=(0.1, 0.01)))
+    monkeypatch.setattr(estimator, "Search", partial(discover.Search, lams=(0.1, 0.01)))
     for module in (estimator, discover):
         monkeypatch.setattr(module, "polish", lambda *fit, **_: polish(*fit[:4], iterations=9))
     outcomes = check_estimator(kind(**QUICK), on_fail=None, on_skip=None)

@@ -1,5 +1,6 @@
 """A table from the file to the files: what is printed and saved is what was measured, and bad input leaves nothing."""
 
+import itertools
 import json
 import sys
 
@@ -126,14 +127,31 @@ def test_a_target_needs_a_table():
         Config(target="y")
 
 
-def test_ctrl_c_keeps_the_directions(tmp_path, capsys, monkeypatch):
-    def interrupted(*_: object) -> float:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    ("where", "call", "left"),
+    [
+        ("discover.descend", 5, dict(path=2, ranks=4, test=0, bootstrap_sines=0, repeats=0)),
+        ("explore.polish", 1, dict(path=8, ranks=4, test=1, bootstrap_sines=0, repeats=0)),
+        ("explore.polish", 4, dict(path=8, ranks=4, test=5, bootstrap_sines=2, repeats=0)),
+        ("discover.descend", 22, dict(path=8, ranks=4, test=5, bootstrap_sines=4, repeats=0)),
+    ],
+    ids=["path", "rivals", "bootstrap", "another seed"],
+)
+def test_ctrl_c_keeps_what_there_is(tmp_path, capsys, monkeypatch, where, call, left):
+    calls, (module, name) = itertools.count(1), where.split(".")
+    function = getattr(sys.modules[module], name)
+
+    def interrupted(*arguments: object, **options: object) -> object:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return function(*arguments, **options)
 
     table().to_csv(tmp_path / "t.csv", index=False)
-    monkeypatch.setattr("explore.sine", interrupted)
-    config = Config(data=str(tmp_path / "t.csv"), target="answer", out=tmp_path / "out", **QUICK)
-    assert explore(config)
-    assert capsys.readouterr().out.startswith("interrupted: the measurement of the directions' stability ends early")
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["interrupted"]
+    monkeypatch.setattr(where, interrupted)
+    monkeypatch.setattr("plot_table.figures", lambda *_: {})
+    how = QUICK | dict(adam_steps=15, neurons=20, repeats=1)
+    assert explore(Config(data=str(tmp_path / "t.csv"), target="answer", out=tmp_path / "out", **how))
+    assert capsys.readouterr().out.startswith("interrupted: what follows, and is saved, is what there was")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["interrupted"] and {name: len(results[name]) for name in left} == left
     assert set(pd.read_csv(tmp_path / "out" / "directions.csv")["column"][:2]) == {"a", "b"}

@@ -128,6 +128,16 @@ def test_planted_answers_depend_on_the_planted_directions(link, rows):
     assert off == pytest.approx(0.5 if rows == "correlated" else 0, abs=0.1)
 
 
+@pytest.mark.parametrize(("rows", "d"), [("digits", 20), ("pixels", 61)])
+def test_answers_planted_in_digits_depend_on_the_planted_directions(rows, d):
+    X, y, U, *test = study.planted(study.PLANTED | dict(link="(u₁·x)(u₂·x)", rows=rows, noise=0.0, seed=0))
+    h = study.LINKS["(u₁·x)(u₂·x)"][1]
+    assert X.shape == (1400, d) and U.shape == (2, d) and np.allclose(h(X @ U.T), y, atol=1e-6)
+    assert len(test[0]) == 397 and np.allclose(h(test[0] @ U.T), test[1], atol=1e-6)
+    t = np.concatenate([X, test[0]]) @ U.T
+    assert np.allclose(np.cov(t.T), np.eye(2), atol=0.1)  # the planted coordinates are white, but for the shrinkage
+
+
 @pytest.mark.parametrize(
     ("peer", "link"),
     [
@@ -159,6 +169,7 @@ def test_a_recovered_direction_is_measured(monkeypatch):
     monkeypatch.setattr(study, "StructureDiscovery", partial(StructureDiscovery, steps=100, max_directions=2, width=30))
     row = study.recover(study.PLANTED | dict(n=400, d=4, seed=0))
     assert row["right"] is True and row["ours"] < 0.15 and row["least squares"] < 0.4 and abs(row["gap"]) < 0.05
+    assert row["r2"] > 0.7 and row["link known"] < min(0.1, 1.1 * row["ours"])
 
 
 @pytest.mark.parametrize("name", ["lemma", "decay", "inputs", "architecture", "iota", "samples"])
