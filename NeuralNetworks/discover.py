@@ -227,9 +227,12 @@ def discover(search: Search) -> Discovery:
     """
     start = search.drawn()
     path, cut_short = _collected(descents(search, start), search.progress)
+    if not path:
+        raise KeyboardInterrupt
     full = _least(path)
     ranks, stopped = _collected(eliminate(search, full), search.progress)
-    return Discovery(start.spectrum(), path, full, ranks[::-1], choose(ranks[::-1]), cut_short or stopped)
+    ranks = ranks[::-1] or [_stage(search, full.network.restricted(search.counts[0]), full.lam)]
+    return Discovery(start.spectrum(), path, full, ranks, choose(ranks), cut_short or stopped)
 
 
 def descents(search: Search, network: Network) -> Iterator[Stage]:
@@ -260,8 +263,6 @@ def _collected(stages: Iterator[Stage], progress: Progress) -> tuple[list[Stage]
             found.append(stage)
             progress(f"λ {stage.lam:.0e}, {stage.directions} directions")
     except KeyboardInterrupt:
-        if not found:
-            raise
         return found, True
     return found, False
 

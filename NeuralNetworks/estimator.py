@@ -7,7 +7,7 @@ model.predict(X)            # the network's answer, a function of those coordina
 """
 
 from copy import deepcopy
-from numbers import Integral, Real
+from numbers import Integral
 from typing import ClassVar, Literal, Self
 
 import numpy as np
@@ -35,6 +35,8 @@ from table import split
 
 DEFAULT = Config()
 Inputs = Literal["whiten", "scores", "raw"]
+VALIDATION = 0.25
+"""share of the rows of `fit` that λ and the number of directions are chosen on"""
 
 
 class Whitening:
@@ -88,7 +90,6 @@ class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         "n_directions": [Interval(Integral, 0, None, closed="left"), None],
         "inputs": [StrOptions({"whiten", "scores", "raw"})],
         **{name: [Interval(Integral, 1, None, closed="left")] for name in ("max_directions", "width", "steps")},
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "random_state": ["random_state"],
     }
 
@@ -100,12 +101,10 @@ class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         max_directions: int = DEFAULT.max_directions,
         width: int = DEFAULT.neurons,
         steps: int = DEFAULT.adam_steps,
-        validation_fraction: float = 0.25,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.n_directions, self.max_directions, self.inputs = n_directions, max_directions, inputs
-        self.width, self.steps, self.validation_fraction = width, steps, validation_fraction
-        self.random_state = random_state
+        self.width, self.steps, self.random_state = width, steps, random_state
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Choose λ and the directions on rows held out by chance, then fit again on all rows.
@@ -128,7 +127,7 @@ class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         self.check(X.shape[1])
         self._learn_answers(y)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
-        parts = split(y, self.validation_fraction, seed, isinstance(self, ClassifierMixin))
+        parts = split(y, VALIDATION, seed, isinstance(self, ClassifierMixin))
         self.whitening_ = Whitening(X, self.inputs)
         rows = self.rows(X, y)
         training, validation = (tuple(x[chosen] for x in rows) for chosen in parts)
@@ -209,7 +208,6 @@ class StructureDiscovery(RegressorMixin, _StructureDiscovery):
         max_directions: at most so many are tried; where all are taken, more may be there.
         width: neurons.
         steps: of descent for each λ.
-        validation_fraction: share of the rows of `fit` that λ and the number are chosen on.
         random_state: of the split, the weights and the batches.
 
     Attributes:

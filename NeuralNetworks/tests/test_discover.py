@@ -242,7 +242,7 @@ def test_elimination_fits_every_number_of_directions_with_neurons_drawn_anew():
     assert sine(two.network.directions, np.eye(4)[:2]) < 0.05
 
 
-@pytest.mark.parametrize(("descents", "path", "ranks"), [(0, 0, []), (4, 2, [3, 2, 1, 0]), (7, 3, [3])])
+@pytest.mark.parametrize(("descents", "path", "ranks"), [(0, 0, []), (4, 2, [3, 2, 1, 0]), (6, 3, [3]), (8, 3, [3, 2])])
 def test_ctrl_c_keeps_what_was_fitted_and_stops_who_calls_fit(monkeypatch, descents, path, ranks):
     left, descend = iter(range(descents)), discover.descend
 

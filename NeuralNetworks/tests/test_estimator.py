@@ -50,7 +50,6 @@ def test_in_a_pipeline_and_cross_validated():
         (dict(steps=0), "'steps'.*Got 0"),
         (dict(width=0), "'width'.*Got 0"),
         (dict(max_directions=0), "'max_directions'.*Got 0"),
-        (dict(validation_fraction=1.0), "'validation_fraction'.*Got 1.0"),
     ],
 )
 def test_hyperparameters_out_of_range(options, message):

@@ -133,7 +133,7 @@ def test_a_target_needs_a_table():
         ("discover.descend", 5, dict(path=2, ranks=4, test=0, bootstrap_sines=0, repeats=0)),
         ("explore.polish", 1, dict(path=8, ranks=4, test=1, bootstrap_sines=0, repeats=0)),
         ("explore.polish", 4, dict(path=8, ranks=4, test=5, bootstrap_sines=2, repeats=0)),
-        ("discover.descend", 22, dict(path=8, ranks=4, test=5, bootstrap_sines=4, repeats=0)),
+        ("discover.descend", 25, dict(path=8, ranks=4, test=5, bootstrap_sines=4, repeats=0)),
     ],
     ids=["path", "rivals", "bootstrap", "another seed"],
 )
