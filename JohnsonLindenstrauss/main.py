@@ -58,6 +58,9 @@ class Config:
     """first step size; from there it adapts, but for the sampled objective and the pure algorithms"""
     lam: Positive = 1e-3
     """λ: weight of ‖σI‖², which drives the randomness out"""
+    ridge: NotNegative | None = None
+    """weight of E‖A‖², which holds M down where the data hardly differ: for points that are not seen. None: 1e-4 for
+    pairs (0 where k reaches their rank, and for other objectives or algorithms), 0 for vectors"""
     momentum: Momentum = 0.97
     """factor of Polyak's heavy ball, which Algorithm 1 has not; 0 is none"""
     rho: Positive = 1e-6

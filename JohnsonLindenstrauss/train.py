@@ -1,9 +1,10 @@
 """From a random projection to one deterministic matrix: PGD on the sampler's mean M and its σ (section 5.2).
 
-f(M, σ) = objective(M, σ) + λ ‖σI‖²_F starts at the random projection itself, M = 0 and σ = 1/√k. The gradient in M is
-exactly zero there, and remains so while σ shrinks and M = 0 turns into a saddle: hence the kick. F_τ is followed while
-τ grows, as far as σ allows (it is finite for 2τσ² < 1), on the pairs that weigh something, or a sample of them. Once
-few are left σ is set to 0, and Newton's method (newton.py) follows the minimum as τ grows on, to an SOSP of the last f.
+f(M, σ) = objective(M, σ) + λ ‖σI‖²_F + ridge E‖A‖²_F starts at the random projection itself, M = 0 and σ = 1/√k. The
+gradient in M is exactly zero there, and remains so while σ shrinks and M = 0 turns into a saddle: hence the kick. F_τ
+is followed while τ grows, as far as σ allows (it is finite for 2τσ² < 1), on the pairs that weigh something, or a
+sample of them. Once few are left σ is set to 0, and Newton's method (newton.py) follows the minimum as τ grows on, to
+an SOSP of the last f. The ridge, 0 for the paper's problem, is for points that are not seen.
 
 Algorithms 1 and 2 pure do nothing of that: f is F_τ at one τ from start to end, the largest that the random projection
 allows, and PGD takes it as it is.
@@ -158,6 +159,10 @@ class Derandomization(Descent):
         self.period = STAGE * max(1 + (problem.N > WHOLE), problem.N // (200 * SAMPLE))  # steps between looks at all
         self.newton: Newton | None = None
         self.kd, self.scale, self.value, self.escapes = config.k * problem.d, 1.0, nan, 0
+        free = config.problem == "pairs" and config.objective == "bound" and config.k < len(self.basis)
+        self.ridge = (1e-4 if free and not self.pure else 0.0) if config.ridge is None else config.ridge
+        self.lam = config.lam + self.ridge  # E‖A‖² = ‖M‖² + ‖σI‖²,
+        self.G = self.ridge * self.basis @ self.basis.T  # and ridge ‖M‖² = tr M G Mᵀ in the coordinates that M moves in
         M = self.small.X.new_zeros(config.k, self.small.X.shape[1])
         t = M.new_tensor(sqrt(problem.d))  # σ = 1/√k
         pgd = PGD(
@@ -192,30 +197,34 @@ class Derandomization(Descent):
         return self.params["M"].detach().clone(), self.scale * self.params["t"].detach()
 
     def f(self, problem: Problem, M: Tensor, s: Tensor, tau: float) -> Tensor:
-        """The objective at s = ‖σI‖_F, plus λ s²; twice differentiable, but for the sampled one."""
+        """f at s = ‖σI‖_F, less ridge ‖M‖²; twice differentiable, but for the sampled objective."""
         if self.config.objective == "bound":
             value = bound(problem, M, s, tau)
         elif self.config.objective == "tail":
             value = tail(problem, M, s, self.config.epsilon) / problem.N
         else:
             value = sampled(problem, M, s, self.config.draws, self.generator)
-        return value + self.config.lam * s.square()
+        return value + self.lam * s.square()
 
     def _of_params(self) -> Tensor:
-        return self.f(self.small, self.params["M"], self.scale * self.params["t"], self.tau)
+        M = self.params["M"]
+        return self.f(self.small, M, self.scale * self.params["t"], self.tau) + ((M @ self.G) * M).sum()
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, list[Tensor]]:
         """f over the pairs that matter, and its gradients in M and t."""
         M, t = self.params.values()
+        pull = M @ self.G
+        shrink = float((pull * M).sum())
         if self.config.objective == "bound":
-            s, lam = self.scale * t, self.config.lam
+            s, lam = self.scale * t, self.lam
             value, f_M, f_s = bound_gradient(self.few, M, s, self.tau)
-            return value + lam * s.square().item(), [f_M, self.scale * (f_s + 2 * lam * s)]
+            return value + lam * s.square().item() + shrink, [f_M + 2 * pull, self.scale * (f_s + 2 * lam * s)]
         leaves = [x.clone().requires_grad_() for x in (M, t)]
         with torch.enable_grad():
             value = self.f(self.small, leaves[0], self.scale * leaves[1], self.tau)
-            return value.item(), list(torch.autograd.grad(value, leaves))
+            f_M, f_t = torch.autograd.grad(value, leaves)
+        return value.item() + shrink, [f_M + 2 * pull, f_t]
 
     def closure(self) -> float:
         """f, and its gradients where PGD takes them from: all there is to a step of the paper's algorithms."""
@@ -244,10 +253,10 @@ class Derandomization(Descent):
             raised = min(config.tau, self.tau * growth**STAGE)
             if raised * self.variance < ROOM:
                 self.tau = raised
-            if config.k >= self.small.X.shape[1] and self.history["distortion"][-1] < 0.5:
+            if config.k >= len(self.basis) and not self.ridge and self.history["distortion"][-1] < 0.5:
                 return self.isometry()
             if self.newtons_turn():
-                self.newton = Newton(self.small, self.params["M"].clone(), self.tau, config.tau)
+                self.newton = Newton(self.small, self.params["M"].clone(), self.tau, config.tau, self.G)
                 return
             if self.scale == 1 and self.variance * config.k < 0.1:
                 # All that is left to do for σ is to vanish: with the scale halfway to σ itself one step size suits t
@@ -346,7 +355,7 @@ class Derandomization(Descent):
         if state["few"] is not None:
             self.few = self.small.subset(*state["few"], log_weight=state["log_weight"])
         if state["newton"] is not None:
-            self.newton = Newton(self.small, self.params["M"].clone(), self.tau, self.config.tau)
+            self.newton = Newton(self.small, self.params["M"].clone(), self.tau, self.config.tau, self.G)
             self.newton.load_state_dict(state["newton"])
         if self.monotone is not None:
             self.monotone.load_state_dict(state["monotone"])
@@ -362,22 +371,23 @@ class Derandomization(Descent):
         """The matrix, and the certificate of f there."""
         config, (M, s, tau) = self.config, self.end()
         few, worst, proof = self.problem, distortion(self.problem, M), None
+        f = lambda: self.f(few, M, s, tau) + self.ridge * M.square().sum()  # noqa: E731
         if config.objective == "bound":
             few, _ = heavy(few, M, s, tau, worst, 2 * MARGIN)
         if config.objective == "bound" and self.pgd.converged and not s.any():
-            proof = None if self.interrupted else certificate(self.problem, M, tau, config.lam, config.rho)
+            proof = None if self.interrupted else certificate(self.problem, M, tau, config.lam, config.rho, self.ridge)
         elif config.objective != "sampled" and not self.interrupted and few.N <= CERTIFIABLE:
             radius = min(1e-3, 0.1 * sqrt(self.kd / tau))  # F_τ is finite so far around s
             M.requires_grad_()
             s.requires_grad_()
-            proof = certify(lambda: self.f(few, M, s, tau), [M, s], s, M, config.lam, config.rho, radius=radius)
+            proof = certify(f, [M, s], s, M, config.lam, config.rho, radius=radius)
         M, s = M.detach(), s.detach()
         return Result(
             M=M,
             distortion=worst,
             sigma=abs(s.item()) / sqrt(self.kd),
             tau=tau,
-            objective=self.f(few, M, s, tau).item(),
+            objective=f().item(),
             certificate=proof,
             history=self.arrays(),
             kicks=self.kicks,

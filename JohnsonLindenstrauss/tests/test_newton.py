@@ -9,7 +9,7 @@ from torch import Tensor
 
 import newton
 from model import Pairs, Problem, Vectors, bound, distortion, metric
-from newton import Newton, certificate, gradient, hessian, krylov, product, weigh
+from newton import Newton, certificate, hessian, krylov, product, weigh
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -19,6 +19,17 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def table(n: int, d: int) -> Tensor:
     """Points of columns of different variance."""
     return normal(n, d) * torch.logspace(0, -1, d, dtype=torch.float64)
+
+
+def none(M: Tensor) -> Tensor:
+    """No ridge."""
+    return M.new_zeros(M.shape[1], M.shape[1])
+
+
+def ridge(r: int) -> Tensor:
+    """A ridge that weighs directions differently."""
+    A = normal(r, r, seed=9)
+    return 1e-2 * A @ A.T
 
 
 def differences(X: Tensor) -> Tensor:
@@ -36,16 +47,16 @@ def f(U: Tensor, M: Tensor, s: Tensor, tau: float, lam: float, d: int) -> Tensor
     return torch.logsumexp(logs.flatten(), 0) / tau + lam * s**2
 
 
-def derivatives(U: Tensor, M: Tensor, tau: float, lam: float, d: int) -> tuple[float, Tensor]:
-    """‖∇f‖ and the eigenvalues of ∇²f over M and s at s = 0, by autograd."""
+def derivatives(U: Tensor, M: Tensor, tau: float, lam: float, d: int, weight: float = 0.0) -> tuple[float, Tensor]:
+    """‖∇f‖ and the eigenvalues of ∇²f over M and s at s = 0, by autograd; weight: the ridge's."""
     x = torch.cat([M.flatten(), M.new_zeros(1)]).requires_grad_()
-    of = lambda x: f(U, x[:-1].view_as(M), x[-1], tau, lam, d)  # noqa: E731
+    of = lambda x: f(U, x[:-1].view_as(M), x[-1], tau, lam, d) + weight * x.square().sum()  # noqa: E731
     g = torch.autograd.grad(of(x), x)[0]
     return float(g.norm()), torch.linalg.eigvalsh(torch.autograd.functional.hessian(of, x))
 
 
-def run(problem: Problem, M: Tensor, tau: float, tau_end: float) -> Newton:
-    method = Newton(problem, M, tau, tau_end)
+def run(problem: Problem, M: Tensor, tau: float, tau_end: float, G: Tensor | None = None) -> Newton:
+    method = Newton(problem, M, tau, tau_end, none(M) if G is None else G)
     for _ in range(500):
         if method.converged:
             break
@@ -55,46 +66,50 @@ def run(problem: Problem, M: Tensor, tau: float, tau_end: float) -> Newton:
 
 @pytest.mark.parametrize("tau", [0.5, 20.0, 3000.0])
 def test_derivatives_are_those_of_f(tau):
-    U, M = differences(normal(9, 5)), 0.4 * normal(3, 5, seed=1)
-    value = lambda M: f(U, M, M.new_zeros(()), tau, 0.0, 5)  # noqa: E731
-    at = weigh(U, M, tau)
-    g = gradient(U, at)
+    """In all entries and in some; and without the lightest pairs the Hessian is no larger in any direction."""
+    U, M, G = differences(normal(9, 5)), 0.4 * normal(3, 5, seed=1), ridge(5)
+    value = lambda M: f(U, M, M.new_zeros(()), tau, 0.0, 5) + (M @ G * M).sum()  # noqa: E731
+    at, free, everything = weigh(U, M, tau, G), normal(3, 5, seed=3) > -0.5, torch.ones(3, 5, dtype=torch.bool)
     H = torch.autograd.functional.hessian(value, M).view(15, 15)
+    near = dict(rtol=1e-9, atol=1e-9 * float(H.abs().max()))
     assert at.f == pytest.approx(float(value(M)), rel=1e-12) and float(at.p.sum()) == pytest.approx(1)
-    assert torch.allclose(g, torch.autograd.functional.jacobian(value, M), rtol=1e-9, atol=1e-12)
-    assert torch.allclose(hessian(U, at, g, tau), H, rtol=1e-9, atol=1e-9 * float(H.abs().max()))
-    v, h = normal(15, seed=2), 1e-6
-    assert torch.allclose(product(U, at, g, tau, v), H @ v, rtol=1e-9, atol=1e-9 * float(H.abs().max()))
-    step = h * v.view(3, 5)
-    differs = (weigh(U, M + step, tau).f - weigh(U, M - step, tau).f) / (2 * h)
-    assert differs == pytest.approx(float((g.flatten() * v).sum()), rel=1e-4 * max(1, tau / 100), abs=1e-6)
+    assert torch.allclose(at.g, torch.autograd.functional.jacobian(value, M), rtol=1e-9, atol=1e-12)
+    assert torch.allclose(hessian(U, at, tau, G, everything, 0.0), H, **near)
+    assert torch.allclose(hessian(U, at, tau, G, free, 0.0), H[free.flatten()][:, free.flatten()], **near)
+    assert torch.linalg.eigvalsh(H - hessian(U, at, tau, G, everything, 0.1))[0] > -near["atol"]
+    v, h = normal(3, 5, seed=2), 1e-6
+    assert torch.allclose(product(U, at, tau, G, v).flatten(), H @ v.flatten(), **near)
+    differs = (weigh(U, M + h * v, tau, G).f - weigh(U, M - h * v, tau, G).f) / (2 * h)
+    assert differs == pytest.approx(float((at.g * v).sum()), rel=1e-4 * max(1, tau / 100), abs=1e-6)
 
 
-def test_krylov_model_of_full_dimension_is_the_hessian():
+def test_krylov_space_of_full_dimension_is_everything():
     A = normal(12, 12)
     H, g = A + A.T, normal(12, seed=1)
-    model = krylov(lambda v: H @ v, g, 1e-3)
-    assert model.lift.shape == (12, 12)
-    assert torch.allclose(model.lift.T @ H @ model.lift, model.H, atol=1e-10)
-    assert torch.allclose(model.lift @ model.g, g, atol=1e-10)
+    T, V = krylov(lambda v: H @ v, g, 1e-3)
+    assert V.shape == (12, 12) and torch.allclose(V.T @ T @ V, H, atol=1e-10)
+    assert torch.allclose(V @ g, g.norm() * torch.eye(12, dtype=torch.float64)[0], atol=1e-10)
 
 
 @pytest.mark.parametrize("most", [newton.DENSE, 0])
-def test_ends_at_an_sosp_of_all_pairs(monkeypatch, most):
-    """Dense, and in Krylov spaces: gradient and all eigenvalues by autograd, of all pairs built by brute force."""
+@pytest.mark.parametrize("weight", [0.0, 1e-2])
+def test_ends_at_an_sosp_of_all_pairs(monkeypatch, most, weight):
+    """Dense, and in Krylov spaces; without a ridge and with one: gradient and all eigenvalues by autograd, of all pairs
+    built by brute force.
+    """
     monkeypatch.setattr(newton, "DENSE", most)
     X, k, tau, lam = table(40, 12), 4, 1e4, 1e-3
     problem = Pairs(X)
     small, B = metric(problem)
-    method = run(small, 0.3 * normal(k, 12, seed=3), 3.0, tau)
+    method = run(small, 0.3 * normal(k, 12, seed=3), 3.0, tau, weight * B @ B.T)
     M = method.M @ B
     assert method.converged and method.tau == tau
-    norm, eigenvalues = derivatives(differences(X), M, tau, lam, 12)
+    norm, eigenvalues = derivatives(differences(X), M, tau, lam, 12, weight)
     assert norm < 1e-7 and eigenvalues[0] > -1e-4
     assert (eigenvalues.abs() < 1e-4).sum() == k * (k - 1) // 2  # those of the rotations, and no others
     worst = float(((differences(X) @ M.T).square().sum(1) - 1).abs().max())
     assert distortion(problem, M) == pytest.approx(worst, abs=1e-12) == method.worst
-    proof = certificate(problem, M, tau, lam, 1e-6)
+    proof = certificate(problem, M, tau, lam, 1e-6, weight)
     assert proof.is_sosp and proof.w_norm == 0 == proof.w_norm_bound
     assert -1e-3 < proof.lambda_min < min(0, float(eigenvalues[0]) + 1e-9)  # of rotations some are 0
     assert proof.gradient_norm == pytest.approx(norm, abs=1e-10)
@@ -139,12 +154,13 @@ def test_certificate_wants_a_stationary_point_and_sigma_to_vanish():
 
 def test_same_in_any_units_and_a_saved_state_goes_on_to_the_same_end():
     small, _ = metric(Pairs(table(30, 8)))
-    whole, part = (Newton(small, 0.3 * normal(3, 8), 5.0, 1e4) for _ in range(2))
+    start = 0.3 * normal(3, 8)
+    whole, part = (Newton(small, start, 5.0, 1e4, none(start)) for _ in range(2))
     while not whole.converged:
         whole.step()
     for _ in range(7):
         part.step()
-    resumed = Newton(small, 0.3 * normal(3, 8), 5.0, 1e4)
+    resumed = Newton(small, start, 5.0, 1e4, none(start))
     resumed.load_state_dict(part.state_dict())
     while not resumed.converged:
         resumed.step()
@@ -155,7 +171,8 @@ def test_same_in_any_units_and_a_saved_state_goes_on_to_the_same_end():
 
 def test_f_never_rises_at_one_tau():
     small, _ = metric(Pairs(table(30, 8)))
-    method, last = Newton(small, 0.3 * normal(3, 8), 5.0, 1e4), (5.0, math.inf)
+    start = 0.3 * normal(3, 8)
+    method, last = Newton(small, start, 5.0, 1e4, none(start)), (5.0, math.inf)
     while not method.converged:
         method.step()
         if method.tau == last[0]:
