@@ -1,10 +1,11 @@
-"""Exact reduction: a vertex of at most three neighbours follows them, and leaves behind weights between them."""
+"""Smaller graphs whose cuts are the graph's: exact reduction, and what cuts agree on; and cuts united part by part."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
 import torch
+from scipy.sparse.csgraph import connected_components
 
 from utilities import Graph
 
@@ -76,11 +77,15 @@ def kernel(graph: Graph) -> Kernel:
     if not rounds:
         return Kernel(graph, np.arange(n), graph, [])
     vertices = np.flatnonzero(left)
-    upper = sp.triu(W[vertices][:, vertices], 1).tocoo()
-    parts = (upper.row.astype(np.int64), upper.col.astype(np.int64), upper.data)
-    return Kernel(
-        Graph(len(vertices), *(torch.from_numpy(x).to(graph.w.device) for x in parts)), vertices, graph, rounds
-    )
+    return Kernel(_graph(len(vertices), sp.triu(W[vertices][:, vertices], 1), graph.w.device), vertices, graph, rounds)
+
+
+def _graph(n: int, upper: sp.csr_array, device: torch.device | str = "cpu") -> Graph:
+    """The graph with these weights above the diagonal."""
+    upper = upper.tocoo()
+    there = upper.data != 0
+    parts = upper.row[there].astype(np.int64), upper.col[there].astype(np.int64), upper.data[there]
+    return Graph(n, *(torch.from_numpy(x).to(device) for x in parts))
 
 
 def triangles(star: sp.csr_array) -> sp.csr_array:
@@ -99,3 +104,51 @@ def triangles(star: sp.csr_array) -> sp.csr_array:
         weights.append(((q[:, a] + q[:, b] - q_0 - q[:, c]) / 4)[there])
     (i, j), x = np.concatenate(ends, axis=1), np.concatenate(weights)
     return sp.csr_array((np.tile(x, 2), (np.concatenate([i, j]), np.concatenate([j, i]))), shape=(n, n))
+
+
+def contract(graph: Graph, cuts: np.ndarray) -> tuple[np.ndarray, Graph]:
+    """The graph of the parts on which all cuts agree: a renormalization (Houdayer and Martin 1999).
+
+    An edge lies within a part if all cuts cut it or none does; what such edges connect is a part. Sides x of the parts
+    are the cut s · x[part], s the first of the cuts; the weight between two parts is Σ w_ij s_i s_j of their edges.
+
+    Args:
+        graph: the graph.
+        cuts: (count, n) sides ±1, two or more.
+
+    Returns:
+        The part of each vertex, (n,), and the graph of the parts, without edges where all cuts are the same.
+    """
+    i, j, w = (x.cpu().numpy() for x in (graph.i, graph.j, graph.w))
+    first, *others = ((s[i] * s[j]) for s in cuts.astype(np.int8))
+    agree = np.flatnonzero(np.logical_and.reduce([first == other for other in others]))
+    within = sp.coo_array((np.ones(len(agree)), (i[agree], j[agree])), shape=(graph.n, graph.n))
+    n, part = connected_components(within, directed=False)
+    between = part[i] != part[j]
+    ends = np.sort([part[i], part[j]], axis=0)[:, between]
+    return part, _graph(n, sp.csr_array(((w * first)[between], ends), shape=(n, n)))
+
+
+def nearer(s: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of the sides `other` and their complement, which are the same cut, those that agree more with s."""
+    return other if 2 * np.count_nonzero(s == other) >= len(s) else -other  # no s @ other: BLAS starts threads for it
+
+
+def unite(graph: Graph, s: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The cut s with every connected part of its difference to the other that does not lose by being flipped.
+
+    Parts that no edge joins add up: the result cuts at least as much as either (of `other` and its complement, the same
+    cut, the one nearer to s is taken).
+
+    Args:
+        graph: the graph.
+        s, other: (n,) sides ±1.
+    """
+    different = s != nearer(s, other)
+    i, j, w = (x.cpu().numpy() for x in (graph.i, graph.j, graph.w))
+    inside = np.flatnonzero(different[i] & different[j])
+    i, j, w = i[inside], j[inside], w[inside]
+    parts, part = connected_components(sp.coo_array((w, (i, j)), shape=(graph.n, graph.n)), directed=False)
+    gain = np.bincount(part, weights=s * (graph.adjacency @ s), minlength=parts)
+    gain -= np.bincount(part[i], weights=2 * w * s[i] * s[j], minlength=parts)
+    return np.where(different & (gain[part] >= 0), -s, s)

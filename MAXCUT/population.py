@@ -4,12 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from kernel import Kernel, value
+from kernel import Kernel, nearer, unite, value
 from run import State
-from utilities import Graph
 from ways import WAYS
 
 STALLED = 0.25, 20
@@ -20,31 +17,6 @@ MIXED = 0.3
 """share of the descents that remember what two cuts agree on, instead of one"""
 FADING = 2
 """What a way gained or spent at time t counts as (t / now) to this power."""
-
-
-def nearer(s: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Of the sides `other` and their complement, which are the same cut, those that agree more with s."""
-    return other if 2 * np.count_nonzero(s == other) >= len(s) else -other  # no s @ other: BLAS starts threads for it
-
-
-def unite(graph: Graph, s: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The cut s with every connected part of its difference to the other that does not lose by being flipped.
-
-    Parts that no edge joins add up: the result cuts at least as much as either (of `other` and its complement, the same
-    cut, the one nearer to s is taken).
-
-    Args:
-        graph: the graph.
-        s, other: (n,) sides ±1.
-    """
-    different = s != nearer(s, other)
-    i, j, w = (x.cpu().numpy() for x in (graph.i, graph.j, graph.w))
-    inside = np.flatnonzero(different[i] & different[j])
-    i, j, w = i[inside], j[inside], w[inside]
-    parts, part = connected_components(coo_array((w, (i, j)), shape=(graph.n, graph.n)), directed=False)
-    gain = np.bincount(part, weights=s * (graph.adjacency @ s), minlength=parts)
-    gain -= np.bincount(part[i], weights=2 * w * s[i] * s[j], minlength=parts)
-    return np.where(different & (gain[part] >= 0), -s, s)
 
 
 @dataclass
@@ -93,7 +65,10 @@ class Search:
         return stalled and len(self.s) < MEMBERS * self.descents**0.5
 
     def choose(self, costs: dict[str, float], rng: np.random.Generator) -> str:
-        """A way, by Thompson sampling: gains are Poisson processes, and a rate of each is drawn from its posterior."""
+        """A way that was not tried yet, or one by Thompson sampling, gains being Poisson processes of unknown rates."""
+        for way in costs:
+            if not self.spent[way]:
+                return way
         rates = {way: rng.gamma(1 + self.gained[way]) / (costs[way] + self.spent[way]) for way in costs}
         return max(rates, key=rates.get)
 

@@ -1,9 +1,10 @@
-"""Three ways from remembered sides of the vertices to a cut, each a descent that takes randomness out again.
+"""Ways from remembered sides of the vertices to a cut, each a descent that takes randomness out again.
 
 - "vectors": back to the SDP's vectors in a random rotation, which is all of Goemans–Williamson's randomness, while
   μ_i = √d_i (c m_i + κ ζ_i), ζ ~ N(0, I), remembers the sides m as well as c and κ let it; then PGD on f, λ growing.
 - "bifurcation": independent noise alone, V = 0. E[cut] is then multilinear in the means, and descended on with inertia.
-- "annealing": thermal noise, by dwave-samplers; it also polishes what the other two end with.
+- "annealing": thermal noise, by dwave-samplers; it also polishes what the other two end with. For "clusters" several
+  cuts are annealed, and then the graph of what a few of them agree on, which moves many vertices at once.
 """
 
 from array import array
@@ -14,6 +15,7 @@ import torch
 from dwave.samplers.sa.simulated_annealing import simulated_annealing
 from torch import Tensor
 
+from kernel import contract, kernel, unite, value
 from optimizer import Rounding
 from pgd import PGD
 from sdp import principal
@@ -27,14 +29,18 @@ LAM, GROWTH, FRESH_GROWTH = 0.1, 25.0, 50.0
 STEP = 0.5
 """Δ of the bifurcation"""
 HOT = {"annealing": (1.1, 1.7), "cool annealing": (1.7, 2.5), "long annealing": (0.5, 1.2)}
+HOT |= {"clusters": (0.4, 1.0), "long clusters": (0.4, 1.0)}
 """Ranges of the inverse temperature that annealing from a cut starts at, beside 1/rms row norm of W, near which a
 random graph's spins freeze"""
 MOLTEN, POLISHED, COLD = 0.4, 2.5, 10.0
 """The same where it starts from nothing, where it polishes, and where it ends."""
-FRESH = {"annealing": 2000, "vectors": 300, "bifurcation": 500}
+FRESH = {"clusters": 200, "annealing": 2000, "vectors": 300, "bifurcation": 500}
 """ways to a cut from nothing, and their steps or sweeps"""
-WAYS = {"annealing": 100, "cool annealing": 100, "long annealing": 10_000, "vectors": 60, "bifurcation": 100}
+WAYS = {"clusters": 200, "annealing": 100, "cool annealing": 100, "vectors": 60, "bifurcation": 100}
+WAYS |= {"long clusters": 1000, "long annealing": 10_000}
 """ways from a reheated cut"""
+ANNEALED, TOGETHER, ROUNDS = 16, 5, 3
+"""cuts for "clusters", how many of them make the clusters, and how often"""
 POLISH = 100
 """sweeps after a descent with or without V"""
 BATCH_EDGES, BATCH_SIDES, BATCH_SWEEPS = 20_000, 2**17, 2 * 10**6
@@ -144,6 +150,8 @@ class Ways:
         """Cuts that are made at once."""
         if way == "vectors":
             return self.copies
+        if "clusters" in way:
+            return 1
         if way == "bifurcation":
             return min(max(1, BATCH_SIDES // self.graph.n), 16)
         return min(max(1, BATCH_SWEEPS // (self.graph.n * steps)), 8)
@@ -156,6 +164,8 @@ class Ways:
             return polish + 4e-8 * batch * (m + 2 * n) * steps
         if way == "bifurcation":
             return polish + 5e-10 * batch * (2 * m + 8 * n) * steps
+        if "clusters" in way:
+            return ANNEALED * (1e-8 * n * steps + ROUNDS * (1e-3 + 2e-7 * (n + m)))
         return polish + batch * 1e-8 * n * (steps - POLISH)
 
     def __call__(
@@ -168,9 +178,18 @@ class Ways:
         elif way == "bifurcation":
             s = self._without_vectors(memory, fresh, steps, rng, over)
         else:
-            s = np.where(rng.random(memory.shape) < (1 + memory) / 2, 1, -1)
-            return self.annealing(s, MOLTEN if fresh else rng.uniform(*HOT[way]), steps, seed)
+            copies = np.repeat(memory, ANNEALED if "clusters" in way else 1, axis=0)
+            s = np.where(rng.random(copies.shape) < (1 + copies) / 2, 1, -1)
+            s = self.annealing(s, MOLTEN if fresh else rng.uniform(*HOT[way]), steps, seed)
+            return self._clusters(s, steps, rng) if "clusters" in way else s
         return None if s is None else self.annealing(s, POLISHED, POLISH, seed)
+
+    def _clusters(self, cuts: np.ndarray, sweeps: int, rng: np.random.Generator) -> np.ndarray:
+        """(1, n) the best of the cuts after rounds in which each makes way for what a few of them make together."""
+        for _ in range(ROUNDS):
+            few = [cuts[rng.choice(len(cuts), size=TOGETHER, replace=False)] for _ in cuts]
+            cuts = np.array([together(self.graph, x, sweeps, int(rng.integers(2**31))) for x in few])
+        return max(cuts, key=lambda s: value(self.graph, s))[None]
 
     def _with_vectors(
         self, memory: np.ndarray, fresh: bool, steps: int, rng: np.random.Generator, over: Callable[[], bool]
@@ -195,6 +214,17 @@ class Ways:
         x, y = (torch.from_numpy(z.T).to(self.V).contiguous() for z in (x, y))
         x = bifurcate(self.W, x, y, steps, 0.0 if fresh else 0.5, STEP, bool(rng.random() < 0.5), over)
         return x if x is None else _signs(x.T)
+
+
+def together(graph: Graph, cuts: np.ndarray, sweeps: int, seed: int) -> np.ndarray:
+    """A cut (n,) no worse than any of the cuts (count, n): annealed on what they agree on, and united with the best."""
+    part, parts = contract(graph, cuts)
+    best = max(cuts, key=lambda s: value(graph, s))
+    if not parts.m:
+        return best
+    reduced = kernel(parts)
+    x = Annealing(reduced.graph)(np.ones((1, reduced.graph.n)), 0.7, sweeps, seed)[0]
+    return unite(graph, best, cuts[0] * reduced.extend(x)[part])
 
 
 def _signs(means: Tensor) -> np.ndarray:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernel import kernel, value
+from kernel import contract, kernel, value
 from utilities import cut_values, exact_maxcut, from_networkx, make_graph, random_graph
 
 
@@ -61,3 +61,26 @@ def test_value_is_that_of_cut_values():
     graph = weighted(random_graph(40, 0.2, 3), 3)
     s = np.random.default_rng(0).choice([-1.0, 1.0], 40)
     assert value(graph, s) == pytest.approx(float(cut_values(graph, torch.from_numpy(s))))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cuts_of_the_contracted_graph_are_cuts_of_the_graph(seed):
+    graph, rng = weighted(random_graph(60, 0.08, seed), seed), np.random.default_rng(seed)
+    s = rng.choice([-1.0, 1.0], 60)
+    cuts = np.array([s, *(np.where(rng.random(60) < 0.2, -s, s) for _ in range(2))])
+    cuts[2] *= -1  # the complement is the same cut
+    part, parts = contract(graph, cuts)
+    assert set(part) == set(range(parts.n)) and parts.n < 60
+    for i, j in zip(graph.i.tolist(), graph.j.tolist(), strict=True):
+        agree = len(set(cuts[:, i] * cuts[:, j])) == 1
+        assert not agree or part[i] == part[j]
+    whole = nx.Graph(zip(graph.i.tolist(), graph.j.tolist(), strict=True))
+    for p in range(parts.n):  # parts hold together by edges on which all agree
+        inside = [(i, j) for i, j in whole.subgraph(np.flatnonzero(part == p)).edges]
+        same = nx.Graph([(i, j) for i, j in inside if len(set(cuts[:, i] * cuts[:, j])) == 1])
+        assert (part == p).sum() == 1 or (len(same) == (part == p).sum() and nx.is_connected(same))
+    for _ in range(20):
+        x = rng.choice([-1.0, 1.0], parts.n)
+        gain = cut_values(graph, torch.from_numpy(s * x[part])) - cut_values(graph, torch.from_numpy(s))
+        assert value(parts, x) - value(parts, np.ones(parts.n)) == pytest.approx(float(gain))
+    assert contract(graph, np.array([s, -s]))[1].m == 0  # nothing is left to disagree on

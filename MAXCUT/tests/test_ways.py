@@ -8,7 +8,7 @@ import ways as module
 from kernel import value
 from sdp import solve_sdp
 from utilities import cut_values, exact_maxcut, make_graph, random_graph
-from ways import FRESH, WAYS, Annealing, Ways, bifurcate
+from ways import FRESH, WAYS, Annealing, Ways, bifurcate, together
 
 
 def never() -> bool:
@@ -118,3 +118,20 @@ def test_copies_are_descended_on_side_by_side(monkeypatch):
     assert len(cuts) == 3
     best = value(graph, Annealing(graph)(memory[:1], 0.4, 1000, 1)[0])
     assert all(float(cut_values(graph, torch.from_numpy(s))) > 0.8 * best for s in cuts)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cuts_together_find_what_flips_of_a_vertex_do_not(seed):
+    """A ring of 8 cliques, positive within and weakly negative between: clusters of 5 vertices must flip as one."""
+    rng = np.random.default_rng(seed)
+    ring = [(5 * a + u, 5 * a + v, -10.0) for a in range(8) for u in range(5) for v in range(u)]
+    ring += [(5 * a, (5 * a + 7) % 40, rng.uniform(0.5, 1.5)) for a in range(8)]
+    i, j, w = (np.array(x) for x in zip(*ring, strict=True))
+    graph = make_graph(40, i, j, w)
+    cuts = np.repeat(rng.choice([-1.0, 1.0], (4, 8)), 5, axis=1)
+    s = together(graph, cuts, 50, seed)
+    assert value(graph, s) >= max(value(graph, x) for x in cuts)
+    apart = {a for a in range(8) if len({x[5 * a] * x[(5 * a + 7) % 40] for x in cuts}) > 1}  # where the cuts disagree
+    joined = [w[80 + a] for a in range(8) if s[5 * a] == s[(5 * a + 7) % 40]]
+    assert apart and len(joined) <= 1 + 8 - len(apart)
+    assert (together(graph, cuts[[0, 0]], 50, seed) == cuts[0]).all()
