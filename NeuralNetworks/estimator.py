@@ -61,7 +61,8 @@ class Whitening:
         if inputs != "raw":
             S = self._scored(X)
             self.mean, deviation = S.mean(0), S.std(0)
-            scale = np.where(deviation > 0, deviation, 1)
+            # A constant tells nothing, and its standard deviation may be a rounding error instead of 0.
+            scale = np.where(np.ptp(S, axis=0) > 0, deviation, np.inf)
             values, vectors = np.linalg.eigh(oas((S - self.mean) / scale, assume_centered=True)[0])
             inverse = np.where(values > 1e-10, values, np.inf) ** -0.5
             self.M = (vectors * inverse) @ vectors.T / scale

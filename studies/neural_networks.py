@@ -89,6 +89,8 @@ LINKS: dict[str, tuple[int, Callable[[np.ndarray], np.ndarray]]] = {
 }
 FURTHER = tuple(LINKS)[4:]
 """links that are tried at PLANTED alone"""
+STEP = "sign(u·x)"
+"""has no slope, so that least squares can't start with the link known"""
 HARDER = dict(n=(200, 500, 2000, 20_000), d=(5, 20, 100), noise=(0.0, 0.3, 1.0))
 HARDER |= dict(rows=("Gaussian", "correlated", "heavy-tailed", "digits", "pixels"))
 LONG = 20_000
@@ -219,7 +221,7 @@ def recover(case: Row) -> Row:
     """
     X, y, U, *test = planted(case)
     (k, link), model = LINKS[case["link"]], StructureDiscovery(random_state=case["seed"]).fit(X, y)
-    z, rows, unmixed = model.whitening_(X), model.rows(X, y), np.linalg.inv(model.whitening_.M)
+    z, rows, unmixed = model.whitening_(X), model.rows(X, y), np.linalg.pinv(model.whitening_.M)
     V = np.linalg.qr((U @ unmixed).T)[0].T  # the planted directions, of whitened inputs
     (stage,) = (s for s in model.discovery_.ranks if s.directions == k)
     fitted = polish(stage.network, rows, model.loss, stage.lam, 200).restricted(k)
@@ -407,9 +409,11 @@ def structure(options: Sweep) -> None:
         sines[name, value] = ours, *others = [quartiles(runs, method) for method in methods]
         r2, gap, right = quartiles(runs, "r2"), quartiles(runs, "gap"), sum(row["right"] for row in runs)
         findings |= {f"{name}_{value}": ours[1], f"gap_{name}_{value}": gap[1], f"known_{name}_{value}": others[-1][1]}
-        tests = [tuple(round(x, 3) for x in r2), tuple(round(x, 4) for x in gap)]
-        body.append([name, value, f"{right} of {len(runs)}", *tests, tuple(round(x, 3) for x in ours)])
+        shown = [tuple(round(x, digits) + 0.0 for x in q) for q, digits in ((r2, 3), (gap, 4), (ours, 3))]  # no −0
+        body.append([name, value, f"{right} of {len(runs)}", *shown])
         body[-1] += [f"{q[1]:.3f}" for q in reversed(others)]
+        if value == STEP:
+            body[-1][6] = "–"
     figure = _lines(sines, methods)
     header = ["factor", "value", "right number", "test R²", "R² that the true directions add", "sine: ours"]
     header += reversed(methods[1:])
@@ -422,7 +426,7 @@ def _lines(sines: dict[tuple, list], methods: tuple[str, ...]) -> Figure:
     panels, colors = figure.subplots(1, len(HARDER), sharey=True), (BLUE, GREY, ORANGE, SKY, GREEN, RED, PURPLE)
     for axes, (name, values) in zip(panels, HARDER.items(), strict=True):
         x, lines = range(len(values)), [sines[name, value] for value in values]
-        how = dict(color="black", linestyle=":", linewidth=1.5)
+        how = dict(color="black", linestyle=":", linewidth=2, zorder=5)
         axes.plot(x, [line[-1][1] for line in lines], label="least squares, link known", **how)
         for i, color in reversed([*enumerate(colors)]):
             how = dict(color=color, label=methods[i], linewidth=1 + 1.4 * (i == 0))
@@ -430,7 +434,7 @@ def _lines(sines: dict[tuple, list], methods: tuple[str, ...]) -> Figure:
         axes.vlines(x, *zip(*((line[0][0], line[0][2]) for line in lines), strict=True), color=BLUE, linewidth=1)
         axes.set_xticks(x, [str(v) for v in values], rotation=30 * (name == "rows"), fontsize=9)
         axes.set(yscale="log", xlabel=dict(rows="inputs", noise="label noise").get(name, f"${name}$"))
-    panels[0].set(ylabel="sine of the largest angle")
+    panels[0].set(ylabel="sine of the largest angle", ylim=(5e-4, 1.4))  # without noise, a link known gives 10⁻¹⁶
     legend_below(figure, columns=4)
     return figure
 
