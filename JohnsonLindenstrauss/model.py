@@ -161,6 +161,7 @@ class SomePairs:
         pair, ends = torch.arange(self.N, device=i.device), torch.cat([i, j])
         signs = torch.cat([D.rsqrt(), -D.rsqrt()])
         self._difference = _sparse(torch.cat([pair, pair]), ends, signs, (self.N, len(pairs.X)))
+        self._last: tuple[Tensor | None, ...] = (None,)  # Y and M u, of the latest q
         self._back = _sparse(ends, torch.cat([pair, pair]), signs, (len(pairs.X), self.N))
 
     def _differences(self, Y: Tensor) -> Tensor:
@@ -169,11 +170,14 @@ class SomePairs:
 
     def q(self, Y: Tensor, block: slice) -> Tensor:
         """q_ij of these pairs, from Y = M Xᵀ (k, n)."""
-        return self._differences(Y).square().sum(1)
+        Z = self._differences(Y)
+        self._last = Y, Z.detach()
+        return Z.square().sum(1)
 
     def add_gradient(self, w: Tensor, Y: Tensor, block: slice, out: Tensor) -> None:
         """Add to `out` the gradient of Σ w_ij q_ij in Y."""
-        out += (self._back @ (self._differences(Y) * (2 * w)[:, None])).T
+        Z = self._last[1] if self._last[0] is Y else self._differences(Y)
+        out += (self._back @ (Z * (2 * w)[:, None])).T
 
     def units(self) -> Tensor:
         """(N, r) the unit differences in the coordinates of X."""

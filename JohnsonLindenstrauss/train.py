@@ -51,7 +51,7 @@ ANYWAY = 2**13
 """so many are few, whatever the number of all"""
 WHOLE = 2**18
 """most pairs that are all handled at every step, in blocks"""
-SAMPLE = 5 * 10**4
+SAMPLE = 2 * 10**4
 """pairs that stand for all where these are more and too many matter"""
 SWITCH = 300.0
 """τ from which Newton's method takes over once the pairs that matter are at most `PER_VARIABLE` for each variable"""
@@ -156,7 +156,7 @@ class Derandomization(Descent):
         self.problem, self.config, self.pure = problem, config, config.algorithm != "default"
         self.small, self.basis = (row_space if self.pure or config.objective == "sampled" else metric)(problem)
         self.few = self.small  # those that matter
-        self.period = STAGE * max(1 + (problem.N > WHOLE), problem.N // (200 * SAMPLE))  # steps between looks at all
+        self.period = STAGE * max(1 + (problem.N > WHOLE), problem.N // 10**7)  # steps between looks at all
         self.newton: Newton | None = None
         self.kd, self.scale, self.value, self.escapes = config.k * problem.d, 1.0, nan, 0
         free = config.problem == "pairs" and config.objective == "bound" and config.k < len(self.basis)

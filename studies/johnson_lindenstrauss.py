@@ -26,7 +26,7 @@ sys.path.insert(1, str(Path(__file__).parents[1] / "JohnsonLindenstrauss"))
 from compare import best_scaled, gaussian, pca, sparse
 from data import random_data, read_matrix
 from main import Config
-from model import Pairs, Problem, Vectors, distortion
+from model import Pairs, Problem, Vectors, distortion, row_space, strongest
 from run import BLUE, GREEN, ORANGE, RED, Positive, legend_below
 from sweep import Row, Sweep, band, command_line, quartiles, report, sweep, whole
 from train import Derandomization
@@ -99,6 +99,41 @@ def needed(worst: dict[int, float], epsilon: float) -> float:
     """Whole k from which the worst distortion is at most ε, linear between those given (by k); inf if none."""
     least = np.minimum.accumulate(list(worst.values()))
     return float(np.ceil(np.interp(epsilon, least[::-1], list(worst)[::-1], left=inf)))
+
+
+def numax(problem: Pairs, delta: float, rounds: int = 1000) -> Tensor:
+    """NuMax (Hegde, Sankaranarayanan, Yin and Baraniuk 2015): P ⪰ 0 of least trace, its nuclear norm, subject to
+    |uᵀP u − 1| ≤ δ for all unit differences u, by over-relaxed ADMM.
+
+    Returns:
+        (r, d) its eigenvectors times the roots of their eigenvalues, falling: P = MᵀM. Rows of 0 are beyond its rank.
+    """
+    small, V = row_space(problem)
+    U = small.subset(*strongest(small, small.X.new_zeros(1, len(V)), lambda c: c, problem.N)[0]).units()
+    i, j = torch.triu_indices(len(V), len(V))
+    twice = torch.where(i == j, 1.0, 2**0.5).to(U)  # ‖P‖_F is the norm of the entries above the diagonal times this
+    A = U[:, i] * U[:, j] * twice
+    K = torch.linalg.cholesky(A.T @ A + torch.eye(len(i), dtype=U.dtype))
+    low_rank, rest, within, excess = U.new_zeros(len(i)), U.new_zeros(len(i)), U.new_ones(len(U)), U.new_zeros(len(U))
+    for _ in range(rounds):
+        p = torch.cholesky_solve((low_rank - rest + A.T @ (within - excess))[:, None], K)[:, 0]
+        rest, excess = rest + 1.6 * p - 0.6 * low_rank, excess + 1.6 * A @ p - 0.6 * within
+        P = U.new_zeros(len(V), len(V)).index_put_((i, j), rest / twice)
+        values, vectors = torch.linalg.eigh(P, UPLO="U")
+        values = (values - 1).clamp(min=0)  # the trace's part
+        low_rank = ((vectors * values) @ vectors.T)[i, j] * twice
+        within = excess.clamp(1 - delta, 1 + delta)
+        rest, excess = rest - low_rank, excess - within
+    return ((vectors * values.sqrt()).T @ V).flip(0)
+
+
+def run_numax(case: Row) -> Row:
+    """The rank of NuMax's P for δ, how many of its eigenvectors suffice if best-scaled, and by how much P misses δ."""
+    problem = problem_of(case["data"], points(case["data"], case["n"], case["seed"]))
+    M = numax(problem, case["delta"])
+    enough = (k for k in range(1, len(M)) if distortion(problem, best_scaled(problem, M[:k])) <= case["delta"])
+    rank = int((M.norm(dim=1) > 1e-3).sum())
+    return dict(rank=rank, enough=min(next(enough, rank), rank), missed=distortion(problem, M) - case["delta"])
 
 
 class Timed(Derandomization):
@@ -182,10 +217,14 @@ def dimensions(options: Sweep, n: Size = 100) -> None:
             method: {k: quartiles(rows, method, data=data, k=k) for k in each[0]} for method, each in runs.items()
         }
         panels[f"{n} {data}, d = {DATA[data]}"] = curves
+        few = [(seed, eps) for eps in EPSILONS for seed in seeds] if data != "vectors" else []
+        found = sweep(run_numax, [dict(data=data, n=n, delta=eps, seed=seed) for seed, eps in few], "numax", options)
         # The norms of n vectors are distances of n + 1 points: the origin is the last.
         asked = {int(johnson_lindenstrauss_min_dim(n + (data == "vectors"), eps=eps)): eps for eps in EPSILONS}
         theory[data] = asked
-        body += [[data, eps, *(needed_quartiles(x, eps) for x in runs.values()), k] for k, eps in asked.items()]
+        for k, eps in asked.items():
+            theirs = [quartiles(found, x, data=data, delta=eps) if found else "" for x in ("rank", "enough")]
+            body.append([data, eps, *(needed_quartiles(x, eps) for x in runs.values()), *theirs, k])
     figure = draw(
         panels, [(BLUE, "o-"), (GREEN, "s-."), (RED, "v-"), (RED, "v:"), (ORANGE, "^--")], "dimensions kept, k"
     )
@@ -194,7 +233,7 @@ def dimensions(options: Sweep, n: Size = 100) -> None:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
     legend_below(figure, 6)
-    header = ["data", "ε", *METHODS, "scikit-learn's bound"]
+    header = ["data", "ε", *METHODS, "NuMax", "NuMax, truncated", "scikit-learn's bound"]
     easy = quartiles(rows, "derandomized", data="vectors", k=min(DIMENSIONS))[1]
     report("study_dimensions", header, body, figure, options.out, {"vectors_least_k": easy, "least_k": min(DIMENSIONS)})
 

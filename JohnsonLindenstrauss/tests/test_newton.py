@@ -169,6 +169,19 @@ def test_same_in_any_units_and_a_saved_state_goes_on_to_the_same_end():
     assert run(scaled, 0.3 * normal(3, 8), 5.0, 1e4).f == pytest.approx(whole.f, abs=1e-6)
 
 
+def test_the_tangent_leads_to_the_minimum_at_the_next_tau():
+    """To second order, but for a rotation, which the lengths of the differences don't see."""
+    X = table(30, 8)
+    small, B = metric(Pairs(X))
+    U, start, h = differences(X) @ torch.linalg.pinv(B), 0.3 * normal(3, 8), 0.1
+    here = run(small, start, 3.0, 200.0)
+    there = run(small, here.M, 200.0, 200.0 + h)
+    here._turn()
+    tangent = next(here._trials(here._model(), 1.0)).tangent
+    before, after, ahead = ((U @ M.T).square().sum(1) for M in (here.M, there.M, here.M + h * tangent))
+    assert (ahead - after).norm() < 0.01 * (before - after).norm() > 1e-7
+
+
 def test_f_never_rises_at_one_tau():
     small, _ = metric(Pairs(table(30, 8)))
     start = 0.3 * normal(3, 8)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from sklearn.random_projection import johnson_lindenstrauss_min_dim
 
 sys.path.insert(1, str(Path(__file__).parents[2] / "JohnsonLindenstrauss"))
@@ -53,6 +54,22 @@ def test_worst_distortion_by_dimension(monkeypatch):
     guaranteed = study.run_dimensions(case | {"k": int(johnson_lindenstrauss_min_dim(20, eps=0.5))})
     assert set(guaranteed) == {"sparse random", "Gaussian", "best-scaled Gaussian"} and guaranteed["Gaussian"] < 0.5
     assert max(DIMENSIONS) >= johnson_lindenstrauss_min_dim(100, eps=0.1)
+
+
+@pytest.mark.parametrize("delta", [1e-3, 0.3])
+def test_numax_has_the_least_trace(delta):
+    """SLSQP over all 3 × 3 matrices finds no smaller one; at δ near 0 only the identity is left."""
+    problem = study.problem_of("points", np.random.default_rng(0).standard_normal((8, 3)))
+    i, j = np.triu_indices(8, 1)
+    D = (problem.X[i] - problem.X[j]).numpy()
+    U = D / np.linalg.norm(D, axis=1, keepdims=True)
+    room = lambda x: delta - np.abs(np.square(U @ x.reshape(3, 3).T).sum(1) - 1)  # noqa: E731
+    starts = np.eye(3).flatten() + 0.2 * np.random.default_rng(1).standard_normal((5, 9))
+    found = [minimize(lambda x: x @ x, x, constraints=dict(type="ineq", fun=room), method="SLSQP") for x in starts]
+    M = study.numax(problem, delta, rounds=3000)
+    assert study.distortion(problem, M) == pytest.approx(delta, abs=1e-6)
+    assert float(M.square().sum()) == pytest.approx(min(x.fun for x in found if x.success), rel=1e-4)
+    assert float(M.square().sum()) == pytest.approx(3, abs=0.01) or delta > 0.1
 
 
 @pytest.mark.parametrize("objective", ["bound", "tail", "sampled"])
