@@ -16,15 +16,15 @@ from discover import polish
 from estimator import StructureDiscovery, StructureDiscoveryClassifier
 from main import Config
 
-QUICK = dict(steps=5, max_directions=1, width=5)
+QUICK = dict(steps=2, max_directions=1, width=5)
 
 
 @pytest.mark.filterwarnings("ignore")  # the checks' own
 @pytest.mark.parametrize("kind", [StructureDiscovery, StructureDiscoveryClassifier])
 def test_scikit_learns_checks(kind, monkeypatch):
-    monkeypatch.setattr(estimator, "Search", partial(discover.Search, lams=(0.1, 0.01)))
+    monkeypatch.setattr(estimator, "Search", partial(discover.Search, lams=(0.1,)))
     for module in (estimator, discover):
-        monkeypatch.setattr(module, "polish", lambda *fit, **_: polish(*fit[:4], iterations=9))
+        monkeypatch.setattr(module, "polish", lambda *fit, **_: polish(*fit[:4], iterations=5))
     outcomes = check_estimator(kind(**QUICK), on_fail=None, on_skip=None)
     assert {x["check_name"]: x["exception"] for x in outcomes if x["status"] == "failed"} == {}
     assert sum(x["status"] == "passed" for x in outcomes) > 50

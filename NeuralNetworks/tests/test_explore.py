@@ -77,17 +77,23 @@ def test_scores_are_scikit_learns():
     assert score(x, z, classes=False)["explained"] == pytest.approx(r2_score(x, z))
 
 
-def test_nothing_is_found_in_noise_and_it_says_so(tmp_path, capsys):
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures by their names alone."""
+    monkeypatch.setattr("run.save_figure", lambda figure, folder, name: (folder / f"{name}.png").touch())
+
+
+def test_nothing_is_found_in_noise_and_it_says_so(tmp_path, capsys, undrawn):
     table().assign(answer=np.random.default_rng(1).normal(size=500)).to_csv(tmp_path / "t.csv", index=False)
     config = Config(data=str(tmp_path / "t.csv"), target="answer", out=tmp_path / "out", **QUICK)
     assert not explore(config)
     out = capsys.readouterr().out
     assert "none found" in out and "certificate" not in out
     assert len(pd.read_csv(tmp_path / "out" / "directions.csv")) == 0
-    assert not (tmp_path / "out" / "table_answer.png").exists()
+    assert {file.stem for file in (tmp_path / "out").glob("*.png")} == {"table_path", "table_spectrum"}
 
 
-def test_two_classes_and_scores_of_columns(tmp_path, capsys):
+def test_two_classes_and_scores_of_columns(tmp_path, capsys, undrawn):
     t = table()
     t = t.assign(answer=np.where(t["answer"] > 5, "high", "low"), b=np.exp(t["b"] / 5))
     t.to_csv(tmp_path / "t.csv", index=False)
@@ -137,7 +143,7 @@ def test_a_target_needs_a_table():
     ],
     ids=["path", "rivals", "bootstrap", "another seed"],
 )
-def test_ctrl_c_keeps_what_there_is(tmp_path, capsys, monkeypatch, where, call, left):
+def test_ctrl_c_keeps_what_there_is(tmp_path, capsys, monkeypatch, undrawn, where, call, left):
     calls, (module, name) = itertools.count(1), where.split(".")
     function = getattr(sys.modules[module], name)
 
@@ -148,7 +154,6 @@ def test_ctrl_c_keeps_what_there_is(tmp_path, capsys, monkeypatch, where, call, 
 
     table().to_csv(tmp_path / "t.csv", index=False)
     monkeypatch.setattr(where, interrupted)
-    monkeypatch.setattr("plot_table.figures", lambda *_: {})
     how = QUICK | dict(adam_steps=15, neurons=20, repeats=1)
     assert explore(Config(data=str(tmp_path / "t.csv"), target="answer", out=tmp_path / "out", **how))
     assert capsys.readouterr().out.startswith("interrupted: what follows, and is saved, is what there was")
