@@ -30,8 +30,8 @@ GROWTH = 1.5
 """factor of τ from one minimum that is followed to the next"""
 MARGIN = 30
 """pairs lighter than the heaviest by e^−MARGIN are left out"""
-DENSE = 9000
-"""most variables for which ∇²f is formed and factorized"""
+DENSE = 4500
+"""most variables for which ∇²f is formed and factorized; twice as many for a proof"""
 KRYLOV = 300
 """most dimensions of the Krylov space that stands for more variables"""
 LEFT_OUT = 1e-3
@@ -355,7 +355,7 @@ def certificate(problem: Problem, M: Tensor, tau: float, lam: float, rho: float,
 
     τ (Jᵀ diag(p) J − ∇F ∇Fᵀ) is positive semidefinite, as |w| ≤ p: so λ_min ≥ −2 Σ |w| ≥ −2 tanh(τ · distortion), which
     is enough where hardly any distortion is left. Else ∇²f + εI, of the pairs that weigh at least e^−50 of the
-    heaviest, has a Cholesky factor: λ_min ≥ −ε. Above `DENSE` variables: Lanczos (pgd.py), which is no proof.
+    heaviest, has a Cholesky factor: λ_min ≥ −ε. Above 2 `DENSE` variables: Lanczos (pgd.py), which is no proof.
 
     ∂f/∂σ is 0 at σ = 0, and so are the mixed derivatives; with s = ‖σI‖_F,
     ∂²f/∂s² = 2λ + 2 ridge + 2/(kd) (k Σ w + 2τ Σ p q).
@@ -398,7 +398,7 @@ def certificate(problem: Problem, M: Tensor, tau: float, lam: float, rho: float,
 
 def _proven(U: Tensor, at: At, tau: float, G: Tensor, threshold: float) -> float:
     """A lower bound on the eigenvalues of ∇²f."""
-    if at.g.numel() > DENSE:
+    if at.g.numel() > 2 * DENSE:
         return _lowest(U, at, tau, G, threshold / 4)[0]
     H = hessian(U, at, tau, G, torch.ones_like(at.g, dtype=torch.bool), 1e-12)  # what is left out is no less than 0
     epsilon = 1e-14 * len(H) * float(H.abs().max())  # what rounding may hide

@@ -32,7 +32,7 @@ from model import (
     strongest,
     tail,
 )
-from newton import Newton, certificate
+from newton import DENSE, Newton, certificate
 from pgd import PGD, Certificate, certify
 from run import Descent, State
 
@@ -269,10 +269,12 @@ class Derandomization(Descent):
         self.monotone.f_changed()
 
     def newtons_turn(self) -> bool:
-        """Whether the pairs that matter are few enough for Newton's method."""
-        most = PER_VARIABLE * self.params["M"].numel() + ANYWAY // 2
-        few = self.few.N <= most and not is_sample(self.few)
-        return few and self.tau >= min(SWITCH, self.config.tau)
+        """Whether the pairs that matter are few enough for Newton's method, and it is worth the while: with too many
+        variables for a Hessian and pairs for a small Krylov space, PGD gets as far in less time.
+        """
+        variables, pairs = self.params["M"].numel(), self.few.N
+        few = pairs <= PER_VARIABLE * variables + ANYWAY // 2 and not is_sample(self.few)
+        return few and self.tau >= min(SWITCH, self.config.tau) and (variables <= DENSE or 4 * pairs < variables)
 
     def isometry(self) -> None:
         """End the descent where k ≥ r: there f is convex in MᵀM, and least where MᵀM is the identity on the span of
