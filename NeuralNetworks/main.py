@@ -91,7 +91,7 @@ class Config:
     neurons: Count = 100
     """width of the network on the table"""
     adam_steps: Count = 500
-    """steps of its descent for each λ, twice"""
+    """steps of each of its descents: two for each λ, one for each number of directions"""
     bootstrap: Annotated[int, Field(ge=0)] = 20
     """times that the table's rows are drawn again, for the directions' stability"""
     repeats: Annotated[int, Field(ge=0)] = 1
