@@ -53,6 +53,14 @@ def test_united_cuts_take_the_better_part_of_each():
     assert max(cut_of(graph, s), cut_of(graph, t)) < 14 == cut_of(graph, unite(graph, s, t))
 
 
+def test_what_is_kept_takes_the_better_part_of_each_cut():
+    graph = from_networkx(nx.disjoint_union(nx.complete_graph(6), nx.complete_graph(7)))
+    balanced = np.resize([1.0, -1.0], 13)
+    found = Search.of(kernel(graph), np.where(np.arange(13) < 6, balanced, 1), 0.0)
+    found.add(np.where(np.arange(13) < 6, 1, balanced)[found.kernel.vertices], 0, 1.0)
+    assert found.best[0] == 9 and found.best[-1] == 21 == cut_of(graph, found.best_cut())
+
+
 def test_what_is_kept_never_gets_worse_and_its_values_are_those_of_the_whole_graph():
     graph, rng = random_graph(80, 0.05, 2), np.random.default_rng(0)
     found = started(graph)

@@ -135,3 +135,10 @@ def test_cuts_together_find_what_flips_of_a_vertex_do_not(seed):
     joined = [w[80 + a] for a in range(8) if s[5 * a] == s[(5 * a + 7) % 40]]
     assert apart and len(joined) <= 1 + 8 - len(apart)
     assert (together(graph, cuts[[0, 0]], 50, seed) == cuts[0]).all()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_cuts_together_are_no_worse_than_each(seed):
+    graph = gaussian(60, 0.1, seed)
+    cuts = Annealing(graph)(np.random.default_rng(seed).choice([-1, 1], (4, 60)), 0.4, 30, seed)
+    assert value(graph, together(graph, cuts, 1, seed)) >= max(value(graph, s) for s in cuts) - 1e-9  # one sweep is few
