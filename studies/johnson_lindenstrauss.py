@@ -6,6 +6,8 @@ python studies/johnson_lindenstrauss.py dimensions --jobs 2, and so on; each sav
 
 import sys
 import time
+from bisect import bisect_right as bisect
+from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 from pathlib import Path
@@ -36,11 +38,13 @@ DATA = {"vectors": 500, "Gaussian points": 64, "digits": 64}
 METHODS = ("derandomized", "best-scaled PCA", "best-scaled Gaussian", "Gaussian", "sparse random")
 SEARCHED = ("derandomized", "best-scaled PCA", "Gaussian", "sparse random")
 """methods that neighbours are looked for by"""
-SEEING = METHODS[:3]
-"""methods that look at the data; the others don't"""
-FIT = dict(lam=0.01, growth=1.004, steps=2200)
+SEEING = METHODS[:2]
+"""methods that look at the data; the others don't, but for their scale"""
+GENERAL = ("derandomized", "without ridge", *METHODS[1:3])
+"""methods that points not seen are projected by; the paper's vectors have no ridge in either"""
+FIT = dict(lam=0.01, growth=1.004)
 """at main.py's λ = 0.001 σ lingers where k nears d; its growth for vectors, 1.05, ends in poor corners with more than
-the paper's 100; enough steps for τ to arrive"""
+the paper's 100"""
 DIMENSIONS = [round(2 ** (i / 2)) for i in range(2, 27)]
 """k from 2 to 8192: so far do random matrices have to go"""
 LARGEST = 64
@@ -80,7 +84,8 @@ def descent(kind: type[Derandomization], problem: Problem, seed: int, **options:
 
 def projection(method: str, problem: Problem, k: int, seed: int, **options: object) -> Tensor:
     """(k, d) projection that the method makes for the problem."""
-    if method == "derandomized":
+    if method in GENERAL[:2]:
+        options |= {} if method == "derandomized" else dict(ridge=0.0)
         return whole(descent(Derandomization, problem, seed, k=k, **FIT | options).run().result()).M
     if method == "best-scaled PCA":
         return pca(problem, k)
@@ -91,7 +96,7 @@ def projection(method: str, problem: Problem, k: int, seed: int, **options: obje
 def run_dimensions(case: Row) -> Row:
     """Worst distortion by each method."""
     problem, k = problem_of(case["data"], points(case["data"], case["n"], case["seed"])), case["k"]
-    methods = [method for method in METHODS if k <= LARGEST or method not in SEEING[:2]]
+    methods = [method for method in METHODS if k <= LARGEST or method not in SEEING]
     return {method: distortion(problem, projection(method, problem, k, case["seed"])) for method in methods}
 
 
@@ -128,12 +133,20 @@ def numax(problem: Pairs, delta: float, rounds: int = 1000) -> Tensor:
 
 
 def run_numax(case: Row) -> Row:
-    """The rank of NuMax's P for δ, how many of its eigenvectors suffice if best-scaled, and by how much P misses δ."""
-    problem = problem_of(case["data"], points(case["data"], case["n"], case["seed"]))
-    M = numax(problem, case["delta"])
-    enough = (k for k in range(1, len(M)) if distortion(problem, best_scaled(problem, M[:k])) <= case["delta"])
+    """Dimensions that are needed for δ: by ours and by PCA; by NuMax, the rank of P, and how many of its eigenvectors
+    are enough, best-scaled; by how much P misses δ.
+    """
+    problem, delta = problem_of(case["data"], points(case["data"], case["n"], case["seed"])), case["delta"]
+    M = numax(problem, delta)
+
+    def least(project: Callable[[int], Tensor]) -> int:
+        """By bisection: more dimensions are no worse."""
+        return 1 + bisect(range(1, len(M)), False, key=lambda k: distortion(problem, project(k)) <= delta)
+
     rank = int((M.norm(dim=1) > 1e-3).sum())
-    return dict(rank=rank, enough=min(next(enough, rank), rank), missed=distortion(problem, M) - case["delta"])
+    row = {x: least(lambda k, x=x: projection(x, problem, k, case["seed"])) for x in SEEING}
+    row |= {"NuMax": rank, "NuMax, truncated": min(rank, least(lambda k: best_scaled(problem, M[:k])))}
+    return row | dict(missed=distortion(problem, M) - delta)
 
 
 class Timed(Derandomization):
@@ -172,7 +185,7 @@ def run_generalization(case: Row) -> Row:
     X = points(case["data"], HELD_OUT + case["n"], case["seed"])
     unseen, seen = problem_of(case["data"], X[:HELD_OUT]), problem_of(case["data"], X[HELD_OUT:])
     row = {}
-    for method in SEEING:
+    for method in GENERAL:
         M = projection(method, seen, HELD_OUT_K, case["seed"])
         row |= {f"{method}, seen": distortion(seen, M), f"{method}, unseen": distortion(unseen, M)}
     return row
@@ -217,14 +230,10 @@ def dimensions(options: Sweep, n: Size = 100) -> None:
             method: {k: quartiles(rows, method, data=data, k=k) for k in each[0]} for method, each in runs.items()
         }
         panels[f"{n} {data}, d = {DATA[data]}"] = curves
-        few = [(seed, eps) for eps in EPSILONS for seed in seeds] if data != "vectors" else []
-        found = sweep(run_numax, [dict(data=data, n=n, delta=eps, seed=seed) for seed, eps in few], "numax", options)
         # The norms of n vectors are distances of n + 1 points: the origin is the last.
         asked = {int(johnson_lindenstrauss_min_dim(n + (data == "vectors"), eps=eps)): eps for eps in EPSILONS}
         theory[data] = asked
-        for k, eps in asked.items():
-            theirs = [quartiles(found, x, data=data, delta=eps) if found else "" for x in ("rank", "enough")]
-            body.append([data, eps, *(needed_quartiles(x, eps) for x in runs.values()), *theirs, k])
+        body += [[data, eps, *(needed_quartiles(x, eps) for x in runs.values()), k] for k, eps in asked.items()]
     figure = draw(
         panels, [(BLUE, "o-"), (GREEN, "s-."), (RED, "v-"), (RED, "v:"), (ORANGE, "^--")], "dimensions kept, k"
     )
@@ -233,9 +242,32 @@ def dimensions(options: Sweep, n: Size = 100) -> None:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
     legend_below(figure, 6)
-    header = ["data", "ε", *METHODS, "NuMax", "NuMax, truncated", "scikit-learn's bound"]
+    header = ["data", "ε", *METHODS, "scikit-learn's bound"]
     easy = quartiles(rows, "derandomized", data="vectors", k=min(DIMENSIONS))[1]
     report("study_dimensions", header, body, figure, options.out, {"vectors_least_k": easy, "least_k": min(DIMENSIONS)})
+
+
+def nuclear(options: Sweep, n: Annotated[int, Field(ge=5, le=200)] = 50) -> None:
+    """The k that ours, PCA and NuMax need for a worst distortion of δ."""
+    names, seeds = ("Gaussian points", "digits"), range(options.seeds)
+    cases = [dict(data=data, n=n, delta=eps, seed=seed) for data in names for eps in EPSILONS for seed in seeds]
+    rows = sweep(run_numax, cases, "nuclear", options)
+    needs = (SEEING[0], "NuMax", "NuMax, truncated", SEEING[1])
+    panels = {
+        f"{n} {data}, d = {DATA[data]}": {
+            x: {eps: quartiles(rows, x, data=data, delta=eps) for eps in EPSILONS} for x in needs
+        }
+        for data in names
+    }
+    figure = draw(
+        panels, [(BLUE, "o-"), (ORANGE, "D-"), (ORANGE, "D--"), (GREEN, "s-.")], "worst distortion allowed, δ"
+    )
+    figure.axes[0].set_ylabel("dimensions needed, k")
+    legend_below(figure, 4)
+    curves = zip(names, panels.values(), strict=True)
+    body = [[data, eps, *(curve[x][eps] for x in needs)] for data, curve in curves for eps in EPSILONS]
+    missed = max(row["missed"] for row in rows)
+    report("study_nuclear", ["data", "δ", *needs], body, figure, options.out, {"missed": missed, "n": n})
 
 
 def objectives(options: Sweep, n: Size = 100, seconds: Positive = 6) -> None:
@@ -257,18 +289,22 @@ def objectives(options: Sweep, n: Size = 100, seconds: Positive = 6) -> None:
     report("study_objectives", header, body, figure, options.out, last | {"seconds": seconds})
 
 
-def generalization(options: Sweep, n: tuple[Size, ...] = (25, 50, 100, 200, 400)) -> None:
+def generalization(options: Sweep, n: tuple[Size, ...] = (50, 100, 400)) -> None:
     """Worst distortion of held-out points of the same data, against the number of points that M was fitted to."""
     cases = [dict(data=data, n=size, seed=seed) for data in DATA for size in n for seed in range(options.seeds)]
     rows = sweep(run_generalization, cases, "generalization", options)
-    columns = [f"{method}, {which}" for method in SEEING for which in ("seen", "unseen")]
+    columns = [f"{method}, {which}" for method in GENERAL for which in ("seen", "unseen")]
     panels = {
         f"{data}, d = {d}, k = {HELD_OUT_K}": {
             column: {size: quartiles(rows, column, data=data, n=size) for size in n} for column in columns
         }
         for data, d in DATA.items()
     }
-    styles = [(color, style) for color, mark in ((BLUE, "o"), (GREEN, "s"), (RED, "v")) for style in ("--", f"{mark}-")]
+    styles = [
+        (color, style)
+        for color, mark in zip((BLUE, ORANGE, GREEN, RED), "oDsv", strict=True)
+        for style in ("--", f"{mark}-")
+    ]
     figure = draw(panels, styles, "points fitted to, n")
     legend_below(figure, 3)
     body = [
@@ -321,7 +357,13 @@ def draw(panels: dict[str, dict[str, dict]], styles: list[tuple[str, str]], xlab
     return figure
 
 
-STUDIES = dict(dimensions=dimensions, objectives=objectives, generalization=generalization, neighbours=neighbours)
+STUDIES = dict(
+    dimensions=dimensions,
+    nuclear=nuclear,
+    objectives=objectives,
+    generalization=generalization,
+    neighbours=neighbours,
+)
 
 if __name__ == "__main__":
     sys.exit(command_line(STUDIES, __doc__))
