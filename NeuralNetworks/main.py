@@ -129,6 +129,8 @@ def main(config: Config) -> bool:
     teacher, student, data, held_out, finer = build(full, generator)
     writable(config.out)
     checkpoint = Checkpoint(config.checkpoint, config)
+    if (config.batch if callable(data) else len(data[0])) * config.width < 10**6:  # cores would wait for each other
+        torch.set_num_threads(1)
     start = time.perf_counter() - checkpoint.elapsed
     training = Training(student, data, teacher.directions, full, generator, held_out, finer)
     result = training.run(checkpoint).result()
