@@ -52,7 +52,7 @@ ANYWAY = 2**13
 WHOLE = 2**18
 """most pairs that are all handled at every step, in blocks"""
 SAMPLE = 2 * 10**4
-"""pairs that stand for all where these are more and too many matter"""
+"""pairs that stand for all where these are more and too many matter; at least five for each variable"""
 SWITCH = 300.0
 """τ from which Newton's method takes over once the pairs that matter are at most `PER_VARIABLE` for each variable"""
 PER_VARIABLE = 2
@@ -472,10 +472,10 @@ def matter(
         far = reach(M, s.square().item() / (len(M) * problem.d), tau, worst, MARGIN)
         c = torch.cat([(q - 1).abs() for q in distortions(before, M)])
         if float(before.log_weight[c >= c.max() - far].exp().sum()) > FEW:
-            return sample(problem, M, tau, SAMPLE, generator)
+            return sample(problem, M, tau, max(SAMPLE, 5 * M.numel()), generator)
     few, worst = heavy(problem, M, s, tau, worst, MARGIN)
     if few is problem and problem.N > WHOLE:
-        return sample(problem, M, tau, SAMPLE, generator)
+        return sample(problem, M, tau, max(SAMPLE, 5 * M.numel()), generator)
     return few, worst
 
 
