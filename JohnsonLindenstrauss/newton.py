@@ -30,7 +30,7 @@ GROWTH = 1.5
 """factor of τ from one minimum that is followed to the next"""
 MARGIN = 30
 """pairs lighter than the heaviest by e^−MARGIN are left out"""
-DENSE = 4500
+DENSE = 3000
 """most variables for which ∇²f is formed and factorized; twice as many for a proof"""
 KRYLOV = 300
 """most dimensions of the Krylov space that stands for more variables"""
