@@ -91,7 +91,7 @@ class Training(Descent):
         pgd = PGD(
             params.values(),
             lr=config.lr,
-            rho=0.95 * config.rho if finer else config.rho,  # what ∇f on a finer batch may differ by
+            rho=config.rho * (0.95 if finer and not self._fresh else 1),  # ∇f on a finer batch differs
             radius=config.radius,
             momentum=config.momentum,
             patience=config.patience,
