@@ -59,10 +59,7 @@ def killed_and_resumed(case: str, tmp_path: Path, seconds: float, kills: int) ->
     return out
 
 
-LATER = [pytest.param(case, marks=[pytest.mark.soak] if case != "MAXCUT" else []) for case in CASES]
-
-
-@pytest.fixture(scope="module", params=LATER)
+@pytest.fixture(scope="module", params=CASES)
 def finished(request, tmp_path_factory) -> tuple[str, Path]:
     """A run that nothing has stopped."""
     out = tmp_path_factory.mktemp("whole")
@@ -70,7 +67,8 @@ def finished(request, tmp_path_factory) -> tuple[str, Path]:
     return CASES[request.param], out
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("kills", [1, 5])
 def test_killed_runs_come_to_the_same_end(finished, tmp_path, kills):
     case, out = finished
     expected, curves = numbers(out)

@@ -113,6 +113,7 @@ def run(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("experiment", SHORT)
 def test_the_runs_run(clone, tmp_path, experiment):
     lines = programs()[f"{experiment}/main.py"]
@@ -150,6 +151,7 @@ def test_the_studies_are_known(clone, study):
     assert (done.returncode, done.stderr.count("greater than or equal to 1")) == (0, len(lines)), done.stderr
 
 
+@pytest.mark.soak
 def test_the_benchmarks_run(clone):
     for line in programs()["studies/benchmark.py"]:
         name, *_ = shlex.split(line)

@@ -158,7 +158,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, capsys, monkeypatch):
     assert ends[0]["certificate"] == ends[1]["certificate"]
 
 
-@pytest.mark.parametrize("lam", [main.Config().lam, 1e-6])
+@pytest.mark.parametrize("lam", [main.Config().lam, pytest.param(1e-6, marks=pytest.mark.soak)])
 def test_the_default_ends_at_an_sosp_of_the_population_risk(tmp_path, lam):
     """∇f at the end of the default run, by numpy and a trapezoidal rule that agrees with one of half as many nodes."""
     assert not main.main(main.Config(lam=lam, toy=False, out=tmp_path))
