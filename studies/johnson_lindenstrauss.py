@@ -29,7 +29,7 @@ from compare import best_scaled, gaussian, pca, sparse
 from data import random_data, read_matrix
 from main import Config
 from model import Pairs, Problem, Vectors, distortion, row_space, strongest
-from run import BLUE, GREEN, ORANGE, RED, Positive, legend_below
+from run import BLUE, GREEN, ORANGE, PURPLE, RED, Positive, legend_below
 from sweep import Row, Sweep, band, command_line, quartiles, report, sweep, whole
 from train import Derandomization
 
@@ -260,7 +260,7 @@ def nuclear(options: Sweep, n: Annotated[int, Field(ge=5, le=200)] = 50) -> None
         for data in names
     }
     figure = draw(
-        panels, [(BLUE, "o-"), (ORANGE, "D-"), (ORANGE, "D--"), (GREEN, "s-.")], "worst distortion allowed, δ"
+        panels, [(BLUE, "o-"), (ORANGE, "D-"), (PURPLE, "v--"), (GREEN, "s-.")], "worst distortion allowed, δ"
     )
     figure.axes[0].set_ylabel("dimensions needed, k")
     legend_below(figure, 4)
