@@ -373,12 +373,17 @@ class Derandomization(Descent):
         """The matrix, and the certificate of f there."""
         config, (M, s, tau) = self.config, self.end()
         few, worst, proof = self.problem, distortion(self.problem, M), None
-        f = lambda: self.f(few, M, s, tau) + self.ridge * M.square().sum()  # noqa: E731
+
+        def f() -> Tensor:
+            return self.f(few, M, s, tau) + self.ridge * M.square().sum()
+
         if config.objective == "bound":
             few, _ = heavy(few, M, s, tau, worst, 2 * MARGIN)
-        if config.objective == "bound" and self.pgd.converged and not s.any():
-            proof = None if self.interrupted else certificate(self.problem, M, tau, config.lam, config.rho, self.ridge)
-        elif config.objective != "sampled" and not self.interrupted and few.N <= CERTIFIABLE:
+        if self.interrupted or config.objective == "sampled":
+            pass
+        elif config.objective == "bound" and self.pgd.converged and not s.any():
+            proof = certificate(self.problem, M, tau, config.lam, config.rho, self.ridge)
+        elif few.N <= CERTIFIABLE:
             radius = min(1e-3, 0.1 * sqrt(self.kd / tau))  # F_τ is finite so far around s
             M.requires_grad_()
             s.requires_grad_()
@@ -468,15 +473,16 @@ def matter(
     Returns:
         They, and the worst distortion.
     """
+    many = False
     if is_sample(before):  # it says how many would be heavy
         far = reach(M, s.square().item() / (len(M) * problem.d), tau, worst, MARGIN)
         c = torch.cat([(q - 1).abs() for q in distortions(before, M)])
-        if float(before.log_weight[c >= c.max() - far].exp().sum()) > FEW:
-            return sample(problem, M, tau, max(SAMPLE, 5 * M.numel()), generator)
-    few, worst = heavy(problem, M, s, tau, worst, MARGIN)
-    if few is problem and problem.N > WHOLE:
-        return sample(problem, M, tau, max(SAMPLE, 5 * M.numel()), generator)
-    return few, worst
+        many = float(before.log_weight[c >= c.max() - far].exp().sum()) > FEW
+    if not many:
+        few, worst = heavy(problem, M, s, tau, worst, MARGIN)
+        if few is not problem or problem.N <= WHOLE:
+            return few, worst
+    return sample(problem, M, tau, max(SAMPLE, 5 * M.numel()), generator)
 
 
 def is_sample(problem: Problem) -> bool:

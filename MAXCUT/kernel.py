@@ -120,7 +120,7 @@ def contract(graph: Graph, cuts: np.ndarray) -> tuple[np.ndarray, Graph]:
         The part of each vertex, (n,), and the graph of the parts, without edges where all cuts are the same.
     """
     i, j, w = (x.cpu().numpy() for x in (graph.i, graph.j, graph.w))
-    first, *others = ((s[i] * s[j]) for s in cuts.astype(np.int8))
+    first, *others = (s[i] * s[j] for s in cuts.astype(np.int8))
     agree = np.flatnonzero(np.logical_and.reduce([first == other for other in others]))
     within = sp.coo_array((np.ones(len(agree)), (i[agree], j[agree])), shape=(graph.n, graph.n))
     n, part = connected_components(within, directed=False)
