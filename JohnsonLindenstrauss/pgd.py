@@ -351,19 +351,21 @@ def lipschitz(
     at, u = [x.clone() for x in params], np.random.default_rng(seed).standard_normal(sum(x.numel() for x in params))
     largest = 0.0
     u /= np.linalg.norm(u)
-    for _ in range(rounds):
-        products = []
-        for r in (radius, -radius):
-            for x, x0, part in zip(params, at, torch.from_numpy(u).split([x.numel() for x in params]), strict=True):
-                x.copy_(x0 + r * part.view(x.shape).to(x))
-            products.append(_hessian(objective, params)[0](u))
-        u = products[0] - products[1]
-        length = _length(u)
-        if not length > 1e-290:
-            break
-        largest, u = max(largest, length / (2 * radius)), u / length
-    for x, x0 in zip(params, at, strict=True):
-        x.copy_(x0)
+    try:
+        for _ in range(rounds):
+            products = []
+            for r in (radius, -radius):
+                for x, x0, part in zip(params, at, torch.from_numpy(u).split([x.numel() for x in params]), strict=True):
+                    x.copy_(x0 + r * part.view(x.shape).to(x))
+                products.append(_hessian(objective, params)[0](u))
+            u = products[0] - products[1]
+            length = _length(u)
+            if not length > 1e-290:
+                break
+            largest, u = max(largest, length / (2 * radius)), u / length
+    finally:
+        for x, x0 in zip(params, at, strict=True):
+            x.copy_(x0)
     return largest
 
 

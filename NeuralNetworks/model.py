@@ -236,8 +236,8 @@ def parallel(W: Tensor, U: Tensor) -> Tensor:
 
 
 def perpendicular(W: Tensor, U: Tensor) -> Tensor:
-    """W⊥ = W (I − UᵀU) (h, d): what must vanish (Theorem 4.1)."""
-    return W - parallel(W, U)
+    """W⊥ = W (I − UᵀU) (h, d): what must vanish (Theorem 4.1); where U spans R^d it is 0 to the last bit."""
+    return W - parallel(W, U) if len(U) < U.shape[1] else torch.zeros_like(W)
 
 
 def effective_rank(W: Tensor) -> float:

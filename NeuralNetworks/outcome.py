@@ -34,7 +34,7 @@ def results(config: "Config", training: Training, result: Result, toys: dict[str
     known = history["curvature"][np.isfinite(history["curvature"])]
     last, least = (float(known[-1]), float(known.min())) if len(known) else (None, None)  # W⊥ is but rounding
     found = dict(experiment="NeuralNetworks", steps=result.steps, perturbations=len(result.kicks))
-    found |= dict(certificate=asdict(certificate), rate=2 * config.lam, curvature=last)
+    found |= dict(certificate=certificate and asdict(certificate), rate=2 * config.lam, curvature=last)
     found |= dict(curvature_least=least, objective=float(history["objective"][-1]))
     found |= {name: getattr(config, name) for name in ("d", "width", "depth")}
     found |= {"completed": {name: getattr(config, name) for name in ("lr", "momentum", "rho", "nodes")}}
@@ -72,7 +72,7 @@ def say(config: "Config", result: Result, numbers: State) -> None:
         f"the teacher's is {config.k}",
         "risk": f"{n['train_risk']:.3g} in training, {n['test_risk']:.3g} in the test; "
         f"the labels' variance is {n['label_variance']:.3g}",
-        "certificate": str(result.certificate).replace("‖W‖", "‖W⊥‖"),
+        "certificate": str(result.certificate or "none: interrupted").replace("‖W‖", "‖W⊥‖"),
     }
     if n["curvature"] is not None:
         adds = f"{n['curvature']:.1e} is what the loss adds to the rate 2λ = {2 * config.lam:.1e} at which W⊥ shrinks"

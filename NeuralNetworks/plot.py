@@ -117,7 +117,7 @@ def animate(history: dict[str, np.ndarray], u: np.ndarray | None, path: Path) ->
 @rc_context(STYLE)
 def norms(result: Result, lam: float) -> Figure:
     """‖W⊥‖_F and ‖W∥‖_F against steps, with the bound on ‖W⊥‖_F at the end; below, what shrinks W⊥."""
-    history, bound = result.history, result.certificate.w_norm_bound
+    history, bound = result.history, result.certificate and result.certificate.w_norm_bound
     figure = Figure(figsize=(6.4, 6.4), layout="constrained")
     axes, rate = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     axes.plot(history["step"], history["w_parallel"], color=GREEN, label=r"$\|W_\parallel\|_F$")

@@ -33,7 +33,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 from tqdm import tqdm
 
-from pgd import PGD
+from pgd import PGD, Certificate
 
 State = dict[str, Any]
 """what a checkpoint holds: tensors, numbers, words, and lists and dictionaries of these"""
@@ -192,6 +192,15 @@ class Descent(ABC):
                 self.interrupted = True
         self.snapshot()
         return self
+
+    def certified(self, measure: Callable[..., Certificate], *at: object, **how: object) -> Certificate | None:
+        """measure(*at, **how), which may take longer than the descent; None where Ctrl-C comes first."""
+        with tqdm(desc="certificate", bar_format="{desc} …", disable=None, leave=False):
+            try:
+                return measure(*at, **how)
+            except KeyboardInterrupt:
+                self.interrupted = True
+                return None
 
     def snapshot(self) -> None:
         """Append a row to the history."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from math import hypot, inf, isfinite, nan, sqrt
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 class Result:
     """What a training ends with; the weights are in the student."""
 
-    certificate: Certificate
-    """on the held-out batch, or the finer ones; its w_norm is ‖W⊥‖_F"""
+    certificate: Certificate | None
+    """on the held-out batch, or the finer ones; its w_norm is ‖W⊥‖_F; None where Ctrl-C came before it was measured"""
     history: dict[str, np.ndarray]
     """snapshots, ever farther apart: step, seconds, objective and risk (of the held-out batch), gradient_norm (of the
     training step), w_perp, w_parallel, curvature (see `Training`; nan where W⊥ is but a rounding error), kicks, and
@@ -46,7 +47,7 @@ def complete(config: "Config") -> "Config":
         lr=min(lr, 1 / config.lam) if config.lam else lr,  # λ's own curvature is 2λ
         momentum=momentum,
         rho=max(config.lam / 5, 1e-30) if config.lam else 1e-6,
-        nodes=max(2, round((96 if config.lam >= 1e-5 else 128) / max(config.k, 1) ** 1.1)),
+        nodes=max(2, round((96 if config.lam >= 1e-5 else 128) / max(config.k, 1) ** 0.9)),
     )
     return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
 
@@ -192,17 +193,10 @@ class Training(Descent):
             certified = self.finer[0]
             gradients = [torch.autograd.grad(self.objective(x), params, materialize_grads=True) for x in self.finer]
             error = hypot(*(float((g - h).norm()) for g, h in zip(*gradients, strict=True)))
-        certificate = certify(
-            lambda: self.objective(certified),
-            params,
-            W,
-            b,
-            self.config.lam,
-            self.config.rho,
-            project=lambda W: perpendicular(W, self.U),
-            gradient_error=error,
-        )
+        f, project = partial(self.objective, certified), partial(perpendicular, U=self.U)
+        lemma = f, params, W, b, self.config.lam, self.config.rho
+        certificate = self.certified(certify, *lemma, project=project, gradient_error=error)
         b.requires_grad_(b_trained)
-        if not isfinite(certificate.gradient_norm):
+        if certificate and not isfinite(certificate.gradient_norm):
             raise FloatingPointError(f"the gradient is {certificate.gradient_norm} at step {self.t}")
         return Result(certificate, self.arrays(), self.kicks, self.t, self.pgd.converged, self.interrupted)

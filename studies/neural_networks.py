@@ -132,7 +132,7 @@ def exact(**change: object) -> Training:
 
 def descend(case: Row) -> Row:
     """PGD on the exact risk to a ρ-SOSP: ‖W⊥‖, its bounds (None where there is none), whether the first holds."""
-    result = exact(**EXACT | case).result()
+    result = whole(exact(**EXACT | case).result())
     certificate, start = result.certificate, float(result.history["w_perp"][0])
     w_perp, identity = certificate.w_norm, certificate.w_norm_bound
     bounds = dict(identity=identity, lemma=certificate.lemma_bound)

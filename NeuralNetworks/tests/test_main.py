@@ -11,6 +11,7 @@ import pytest
 import tyro
 
 import main
+import pgd
 from run import Checkpoint, command_line
 from train import Training
 
@@ -128,6 +129,24 @@ def test_ctrl_c_saves_what_there_is(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.startswith("interrupted after 50 steps")
     assert json.loads((tmp_path / "results.json").read_text())["steps"] == 50
     assert (tmp_path / "weights.npz").exists()
+
+
+def test_ctrl_c_in_the_certificate_saves_the_weights_as_they_were(tmp_path, capsys, monkeypatch):
+    calls, product, config = [], pgd._hessian, main.Config(width=30, lam=1e-3, toy=False)
+    assert not main.main(dataclasses.replace(config, out=tmp_path / "whole"))
+
+    def interrupted(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 4:  # λ_min of f, λ_min in b, and K's estimate, which moves the weights about
+            raise KeyboardInterrupt
+        return product(*arguments)
+
+    monkeypatch.setattr(pgd, "_hessian", interrupted)
+    assert main.main(dataclasses.replace(config, out=tmp_path / "cut short"))
+    assert "certificate  none: interrupted" in capsys.readouterr().out
+    assert json.loads((tmp_path / "cut short" / "results.json").read_text())["certificate"] is None
+    first, second = (np.load(tmp_path / name / "weights.npz")["W"] for name in ("whole", "cut short"))
+    assert np.array_equal(first, second)
 
 
 def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, capsys, monkeypatch):
