@@ -3,11 +3,15 @@
 Run it as it is for the paper's graph and figures 4 and 5; edit the defaults below or override them by flags.
 """
 
+import os
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from math import inf
 from pathlib import Path
 from typing import Annotated, Literal
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's threads sleep while they wait: others need the cores
 
 import numpy as np
 import torch
@@ -15,20 +19,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 import plot
+import run
 from optimizer import Derandomization
-from run import (
-    Checkpoint,
-    Count,
-    Device,
-    Momentum,
-    NotNegative,
-    Positive,
-    Seed,
-    command_line,
-    save,
-    whole_files,
-    writable,
-)
+from run import Count, Device, Momentum, NotNegative, Positive, Seed
 from sdp import goemans_williamson, sdp_value, solve_sdp, upper_bound
 from search import search
 from utilities import EXACT_LIMIT, exact_maxcut, random_graph, read_graph, threads
@@ -99,8 +92,8 @@ class Config:
 def main(config: Config) -> bool:
     """Run the experiment, save its files, print the summary; returns whether Ctrl-C cut it short."""
     graph = random_graph(config.n, config.p, config.graph_seed) if config.graph is None else read_graph(config.graph)
-    writable(config.out)
-    checkpoint = Checkpoint(config.checkpoint, config, [torch.tensor(graph.n), graph.i, graph.j, graph.w])
+    run.writable(config.out)
+    checkpoint = run.Checkpoint(config.checkpoint, config, [torch.tensor(graph.n), graph.i, graph.j, graph.w])
     torch.set_num_threads(threads(graph, cores := torch.get_num_threads()))
     torch.set_flush_denormal(True)  # densities of decided vertices underflow, and subnormal numbers are slow
     graph, generator = graph.to(config.device), torch.Generator(config.device).manual_seed(config.seed)
@@ -109,19 +102,18 @@ def main(config: Config) -> bool:
     V = solve_sdp(graph, generator=generator)
     aside, other = ThreadPoolExecutor(1), torch.Generator(config.device).manual_seed(config.seed + 1)
     known = aside.submit(upper_bound, graph, V), aside.submit(goemans_williamson, graph, V, config.roundings, other)
-    if torch.get_num_threads() > 1:  # of a large graph, where a step keeps all cores busy
-        wait(known)
     relaxed = time.perf_counter()
     descent, found = Derandomization(graph, V, config, generator).run(checkpoint), None
     s = descent.round()
     if (config.seconds or config.descents) and not descent.interrupted:
-        reserve = 1 + 0.6 * (time.perf_counter() - relaxed)  # for the figures, and for the SOSP at the best cut
-        workers = min(4, cores) if config.device == "cpu" else 1
-        found = search(graph, V, s, config, generator, since, known[0].result()[0], workers, checkpoint, reserve)
+        large = torch.get_num_threads() > 1  # the bound takes minutes
+        reserve = 1 + (1.5 if large else 0.6) * (time.perf_counter() - relaxed)  # for figures, and the SOSP at the cut
+        most, workers = inf if large else known[0].result()[0], min(4, cores) if config.device == "cpu" else 1
+        found = search(graph, V, s, config, generator, since, most, workers, checkpoint, reserve)
         descent.plant(s := torch.from_numpy(found.best_cut()).to(s))
     result, descended = descent.result(s), time.perf_counter()
     (bound, proof), gw = known[0].result(), known[1].result().cpu().numpy()
-    interrupted = descent.interrupted or bool(found and found.interrupted)
+    interrupted = result.interrupted or bool(found and found.interrupted)
     optimum, still = exact_maxcut(graph)[0] if graph.n <= EXACT_LIMIT else None, None
     if graph.n <= DRAWN:  # smaller steps, as the curvature at the saddle is of order 1/ε
         unperturbed = replace(config, radius=0.0, algorithm="default", seconds=None, descents=None, lr=config.lr / 3)
@@ -131,12 +123,13 @@ def main(config: Config) -> bool:
     results |= dict(expected_cut=float(result.history["expected_cut"][-1]), objective=result.objective)
     results |= dict(upper_bound=bound, upper_bound_proof=proof, sdp_value=sdp_value(graph, V))
     results |= dict(gw_mean=gw.mean(), gw_best=gw.max(), descents=1 + (found.descents if found else 0))
-    results |= dict(steps=result.steps, perturbations=len(result.kicks), certificate=asdict(result.certificate))
+    results |= dict(steps=result.steps, perturbations=len(result.kicks))
+    results |= dict(certificate=result.certificate and asdict(result.certificate))
     results |= dict(seconds=descended - since, seconds_pgd=descended - relaxed + checkpoint.elapsed)
     searched = {"search_seconds": found.seconds, "search_cut": found.best} if found else {}
     history = result.history | {"gw": gw} | searched
-    with whole_files(config.out) as folder:
-        save(folder, config, results, plot.figures(graph, result, still, found, results, gw), history=history)
+    with run.whole_files(config.out) as folder:
+        run.save(folder, config, results, plot.figures(graph, result, still, found, results, gw), history=history)
         np.savetxt(folder / "cut.txt", result.s.cpu() > 0, fmt="%d")
         if graph.names:
             (folder / "vertices.txt").write_text("\n".join(graph.names) + "\n", encoding="utf-8")
@@ -147,4 +140,4 @@ def main(config: Config) -> bool:
 
 
 if __name__ == "__main__":
-    command_line(main, Config, __doc__)
+    run.command_line(main, Config, __doc__)

@@ -272,7 +272,8 @@ class Result:
     """largest ‖v_i‖ at the end; 1 at the start"""
     objective: float
     """f at the end; dimensionless"""
-    certificate: Certificate
+    certificate: Certificate | None
+    """of where the descent is; None where Ctrl-C came before it was measured"""
     history: dict[str, np.ndarray]
     """snapshots: step, expected_cut, drawn_cut (of one draw), sigma, gradient_norm, objective, lam; and the kicks"""
     kicks: list[int]
@@ -427,7 +428,7 @@ class Derandomization(Descent):
             cut=float(cut_values(self.graph, s)),
             sigma=sigma,
             objective=f,
-            certificate=certify(objective, [V, mu], V, mu, lam, self.config.rho),
+            certificate=self.certified(certify, objective, [V, mu], V, mu, lam, self.config.rho),
             history=self.arrays(),
             kicks=self.kicks,
             steps=self.t,

@@ -55,9 +55,8 @@ def summary(config: "Config", results: dict, result: Result, found: Search | Non
         gains = f"{found.best[0]:.10g} → {found.best[-1]:.10g} in {found.descents} more descents"
         lines["search"] = f"{gains}, the last gain after {found.seconds[-1]:.1f} s"
     seconds = f"{r['seconds']:.2f}, of which PGD, search and certificate {r['seconds_pgd']:.2f}"
-    print_summary(
-        lines | {"certificate": str(result.certificate), "seconds": seconds, "files": str(config.out.resolve())}
-    )
+    certificate = str(result.certificate or "none: interrupted")
+    print_summary(lines | {"certificate": certificate, "seconds": seconds, "files": str(config.out.resolve())})
 
 
 @rc_context(STYLE)
@@ -107,10 +106,10 @@ def saddle(run: Result, still: Result | None = None) -> Figure:
     for axes, name in zip(panels, ("objective", "gradient_norm"), strict=True):
         for result, color, style, label in ((still, RED, "--", "no perturbation"), (run, BLUE, "-", "PGD")):
             if result is not None:
-                proof = result.certificate
-                stationary = "a saddle" if proof.gradient_norm <= proof.rho else "no stationary point"
-                end = "an SOSP" if proof.is_sosp else stationary
-                label += rf", ends at {end}: $\lambda_{{\min}}$ = {proof.lambda_min:.1g}"
+                if proof := result.certificate:
+                    stationary = "a saddle" if proof.gradient_norm <= proof.rho else "no stationary point"
+                    end = "an SOSP" if proof.is_sosp else stationary
+                    label += rf", ends at {end}: $\lambda_{{\min}}$ = {proof.lambda_min:.1g}"
                 axes.plot(result.history["step"], result.history[name], color=color, linestyle=style, label=label)
         perturbations(axes, run.kicks)
     panels[0].set(ylabel=r"objective $f(V, \mu)$")

@@ -197,6 +197,16 @@ def test_help_names_every_hyperparameter(monkeypatch, capsys):
         assert "--" + name.replace("_", "-") in said
 
 
+def test_ctrl_c_in_the_certificate_saves_the_cut(tmp_path, capsys, monkeypatch):
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["optimizer"], "certify", interrupted)
+    assert main(Config(out=tmp_path))
+    assert "certificate  none: interrupted" in capsys.readouterr().out
+    assert results(tmp_path)["certificate"] is None and results(tmp_path)["cut"] == 41
+
+
 @pytest.mark.parametrize(
     "flags, sign",
     [(["--steps", "100000", "--growth", "1"], b"E[cut]"), (["--seconds", "600", "--steps", "300"], b"cut ")],
