@@ -39,6 +39,8 @@ class Search:
     """by way: what the best cut grew by, in mean weights; what is long ago counts less"""
     spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(WAYS, 0.0))
     """by way: planned seconds, likewise"""
+    tried: list[str] = field(default_factory=list)
+    """ways that were begun at least once"""
     total: float = 0.0
     """planned seconds so far"""
     grown: int = 0
@@ -67,7 +69,8 @@ class Search:
     def choose(self, costs: dict[str, float], rng: np.random.Generator) -> str:
         """A way that was not tried yet, or one by Thompson sampling, gains being Poisson processes of unknown rates."""
         for way in costs:
-            if not self.spent[way]:
+            if way not in self.tried:
+                self.tried.append(way)
                 return way
         rates = {way: rng.gamma(1 + self.gained[way]) / (costs[way] + self.spent[way]) for way in costs}
         return max(rates, key=rates.get)
@@ -123,4 +126,4 @@ class Search:
         return parents, memory
 
 
-KEPT = ("cuts", "descents", "seconds", "best", "gained", "spent", "total", "grown")
+KEPT = ("cuts", "descents", "seconds", "best", "gained", "spent", "tried", "total", "grown")

@@ -28,9 +28,6 @@ from ways import FRESH, WAYS, Ways
 if TYPE_CHECKING:
     from main import Config
 
-LEAST_SWEEPS = 5
-"""Annealing for fewer is not worth it at the end."""
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -90,18 +87,20 @@ class Reheating:
         if left <= 0 or found.descents >= self.descents:
             return None
         seed = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
-        rng, fresh = np.random.default_rng(int(seed)), found.wants_fresh()
-        menu = FRESH if fresh else WAYS
-        costs = {way: self.ways.seconds(way, steps) for way, steps in menu.items()}
-        fitting = {way: cost for way, cost in costs.items() if cost < left or way == "annealing"}
-        way = list(fitting)[len(found.s) % len(fitting)] if fresh else found.choose(fitting, rng)
-        steps = menu[way]
+        rng = np.random.default_rng(int(seed))
+
+        def fitting(menu: dict[str, int]) -> dict[str, float]:
+            return {way: cost for way, steps in menu.items() if (cost := self.ways.seconds(way, steps)) < left}
+
+        fresh = fitting(FRESH) if found.wants_fresh() else {}
+        if not (costs := fresh or fitting(WAYS)):
+            return None
+        way = list(fresh)[len(found.s) % len(fresh)] if fresh else found.choose(costs, rng)
+        steps = FRESH[way] if fresh else WAYS[way]
         parents, memory = found.parents(self.ways.batch(way, steps), rng)
-        if costs[way] > left:  # as many sweeps as there is time for, from a kept cut
-            fresh, steps = False, int(steps * left / costs[way])
         if fresh:
             parents, memory = [None] * len(parents), np.zeros_like(memory)
-        return Batch(way, steps, parents, memory, costs[way], rng) if steps >= LEAST_SWEEPS else None
+        return Batch(way, steps, parents, memory, costs[way], rng)
 
     @torch.no_grad()
     def work(self, progress: Callable[[], float]) -> None:

@@ -3,8 +3,9 @@
 - "vectors": back to the SDP's vectors in a random rotation, which is all of Goemans–Williamson's randomness, while
   μ_i = √d_i (c m_i + κ ζ_i), ζ ~ N(0, I), remembers the sides m as well as c and κ let it; then PGD on f, λ growing.
 - "bifurcation": independent noise alone, V = 0. E[cut] is then multilinear in the means, and descended on with inertia.
-- "annealing": thermal noise, by dwave-samplers; it also polishes what the other two end with. For "clusters" several
-  cuts are annealed, and then the graph of what a few of them agree on, which moves many vertices at once.
+- "annealing": thermal noise, by dwave-samplers; it also polishes what the other two end with. Of a "population" of
+  cuts the better ones multiply while all are cooled. For "clusters" several cuts are annealed, and then the graph of
+  what a few of them agree on, which moves many vertices at once.
 """
 
 from array import array
@@ -28,19 +29,20 @@ LAM, GROWTH, FRESH_GROWTH = 0.1, 25.0, 50.0
 """λ at the end of a descent with V, and the factor by which it grows from a reheated cut, and from μ near 0"""
 STEP = 0.5
 """Δ of the bifurcation"""
-HOT = {"annealing": (1.1, 1.7), "cool annealing": (1.7, 2.5), "long annealing": (0.5, 1.2)}
-HOT |= {"clusters": (0.4, 1.0), "long clusters": (0.4, 1.0)}
+HOT = {"population": (0.4, 1.0), "clusters": (0.4, 1.0), "annealing": (1.1, 2.5)}
 """Ranges of the inverse temperature that annealing from a cut starts at, beside 1/rms row norm of W, near which a
 random graph's spins freeze"""
 MOLTEN, POLISHED, COLD = 0.4, 2.5, 10.0
 """The same where it starts from nothing, where it polishes, and where it ends."""
-FRESH = {"clusters": 200, "annealing": 2000, "vectors": 300, "bifurcation": 500}
+FRESH = {"clusters": 200, "population": 2000, "vectors": 300, "bifurcation": 500}
 """ways to a cut from nothing, and their steps or sweeps"""
-WAYS = {"clusters": 200, "annealing": 100, "cool annealing": 100, "vectors": 60, "bifurcation": 100}
-WAYS |= {"long clusters": 1000, "long annealing": 10_000}
+WAYS = {"population": 2000, "clusters": 200, "annealing": 100, "vectors": 60, "bifurcation": 100}
 """ways from a reheated cut"""
-ANNEALED, TOGETHER, ROUNDS = 16, 5, 3
-"""cuts for "clusters", how many of them make the clusters, and how often"""
+TEAMS = {"population": (32, 200, 0), "clusters": (16, 1, 3)}
+"""cuts that are annealed side by side and end as one, stages of their annealing, and rounds of `together` after it"""
+ALONE = 1, 1, 0
+FEW = 5
+"""cuts that make the clusters"""
 POLISH = 100
 """sweeps after a descent with or without V"""
 BATCH_EDGES, BATCH_SIDES, BATCH_SWEEPS = 20_000, 2**17, 2 * 10**6
@@ -62,18 +64,38 @@ class Annealing:
         self.rms = float(np.sqrt(2 * np.square(w / np.abs(w).max()).sum() / graph.n) * np.abs(w).max())
         self.end = min(COLD / self.rms, 2 / float(np.abs(w).mean()))
 
-    def __call__(self, s: np.ndarray, hot: float, sweeps: int, seed: int) -> np.ndarray:
+    def __call__(
+        self,
+        s: np.ndarray,
+        hot: float,
+        sweeps: int,
+        seed: int,
+        stages: int = 1,
+        over: Callable[[], bool] = lambda: False,
+    ) -> np.ndarray | None:
         """Cuts after so many sweeps, from inverse temperature hot/rms on, and three at temperature 0.
+
+        In more than one stage it is population annealing (Hukushima and Iba 2003): before each but the first the cuts
+        are drawn again from those that there are, with weights exp(−Δβ E), as the Boltzmann distribution asks.
 
         Args:
             s: (cuts, n) of ±1.
             hot: beside 1/rms row norm of W.
             sweeps: at least 1.
             seed: of the random numbers.
+            stages: about equally long.
+            over: whether to give up, asked before each stage; the result is None then.
         """
-        betas = np.append(np.linspace(min(hot / self.rms, self.end), self.end, sweeps), [1e9 * self.end] * 3)
-        s = np.ascontiguousarray(s, dtype=np.int8)
-        return simulated_annealing(len(s), *self.edges, 1, betas.tolist(), seed + 1, s)[0].astype(np.float64)
+        s, energy, rng = s.astype(np.int8), np.zeros(len(s)), np.random.default_rng(seed)
+        betas = np.linspace(min(hot / self.rms, self.end), self.end, sweeps)
+        cooled = (betas[-1] - betas[0]) / stages
+        for stage in np.array_split(np.append(betas, [1e9 * self.end] * 3), stages):
+            if over():
+                return None
+            share = np.exp(cooled * (energy.min() - energy)).cumsum()
+            s = s[np.searchsorted(share / share[-1], (np.arange(len(s)) + rng.random()) / len(s))]
+            s, energy = simulated_annealing(len(s), *self.edges, 1, stage.tolist(), int(rng.integers(1, 2**31)), s)
+        return s.astype(np.float64)
 
 
 def bifurcate(
@@ -150,7 +172,7 @@ class Ways:
         """Cuts that are made at once."""
         if way == "vectors":
             return self.copies
-        if "clusters" in way:
+        if way in TEAMS:
             return 1
         if way == "bifurcation":
             return min(max(1, BATCH_SIDES // self.graph.n), 16)
@@ -158,38 +180,42 @@ class Ways:
 
     def seconds(self, way: str, steps: int) -> float:
         """What a batch takes, about, on one core: the same for every run, as decisions depend on it."""
-        (n, m), batch = (self.graph.n, self.graph.m), self.batch(way, steps)
-        polish = 2e-7 * m + batch * (1e-8 * n * POLISH + 1e-7 * (n + m))
+        (n, m), (copies, _, rounds) = (self.graph.n, self.graph.m), TEAMS.get(way, ALONE)
+        sweep = 1e-8 * n * (1 + n / 200_000)  # sides in a cache are fetched faster
         if way == "vectors":
-            return polish + 4e-8 * batch * (m + 2 * n) * steps
-        if way == "bifurcation":
-            return polish + 5e-10 * batch * (2 * m + 8 * n) * steps
-        if "clusters" in way:
-            return ANNEALED * (1e-8 * n * steps + ROUNDS * (1e-3 + 2e-7 * (n + m)))
-        return polish + batch * 1e-8 * n * (steps - POLISH)
+            work = 4e-8 * (m + 2 * n) * steps + sweep * POLISH
+        elif way == "bifurcation":
+            work = 5e-10 * (2 * m + 8 * n) * steps + sweep * POLISH
+        else:
+            work = copies * (sweep * steps + rounds * (1e-3 + 2e-7 * (n + m)))
+        return 2e-7 * m + self.batch(way, steps) * (1e-7 * (n + m) + work)
 
     def __call__(
         self, way: str, memory: np.ndarray, fresh: bool, steps: int, rng: np.random.Generator, over: Callable[[], bool]
     ) -> np.ndarray | None:
         """Cuts (batch, n) of ±1 from remembered sides (batch, n) in [−1, 1]; None if it was over before."""
-        seed = int(rng.integers(2**31))
         if way == "vectors":
             s = self._with_vectors(memory, fresh, steps, rng, over)
         elif way == "bifurcation":
             s = self._without_vectors(memory, fresh, steps, rng, over)
         else:
-            copies = np.repeat(memory, ANNEALED if "clusters" in way else 1, axis=0)
-            s = np.where(rng.random(copies.shape) < (1 + copies) / 2, 1, -1)
-            s = self.annealing(s, MOLTEN if fresh else rng.uniform(*HOT[way]), steps, seed)
-            return self._clusters(s, steps, rng) if "clusters" in way else s
-        return None if s is None else self.annealing(s, POLISHED, POLISH, seed)
+            return self._annealed(way, memory, fresh, steps, rng, over)
+        return None if s is None else self.annealing(s, POLISHED, POLISH, int(rng.integers(2**31)))
 
-    def _clusters(self, cuts: np.ndarray, sweeps: int, rng: np.random.Generator) -> np.ndarray:
-        """(1, n) the best of the cuts after rounds in which each makes way for what a few of them make together."""
-        for _ in range(ROUNDS):
-            few = [cuts[rng.choice(len(cuts), size=TOGETHER, replace=False)] for _ in cuts]
-            cuts = np.array([together(self.graph, x, sweeps, int(rng.integers(2**31))) for x in few])
-        return max(cuts, key=lambda s: value(self.graph, s))[None]
+    def _annealed(
+        self, way: str, memory: np.ndarray, fresh: bool, steps: int, rng: np.random.Generator, over: Callable[[], bool]
+    ) -> np.ndarray | None:
+        copies, stages, rounds = TEAMS.get(way, ALONE)
+        memory, hot = memory.repeat(copies, axis=0), MOLTEN if fresh else rng.uniform(*HOT[way])
+        s = np.where(rng.random(memory.shape) < (1 + memory) / 2, 1, -1)
+        s = self.annealing(s, hot, steps, int(rng.integers(2**31)), stages, over)
+        if s is None or copies == 1:
+            return s
+        for _ in range(rounds):
+            s = s[np.argsort([-value(self.graph, x) for x in s])]
+            few = [s[np.sort(rng.choice(copies, FEW, replace=False))] for _ in s]
+            s = np.array([together(self.graph, x, steps, int(rng.integers(2**31))) for x in few])
+        return max(s, key=lambda x: value(self.graph, x))[None]
 
     def _with_vectors(
         self, memory: np.ndarray, fresh: bool, steps: int, rng: np.random.Generator, over: Callable[[], bool]
@@ -217,14 +243,13 @@ class Ways:
 
 
 def together(graph: Graph, cuts: np.ndarray, sweeps: int, seed: int) -> np.ndarray:
-    """A cut (n,) no worse than any of the cuts (count, n): annealed on what they agree on, and united with the best."""
+    """A cut (n,) no worse than the first of the cuts (count, n): annealed on what they agree on, and united with it."""
     part, parts = contract(graph, cuts)
-    best = max(cuts, key=lambda s: value(graph, s))
     if not parts.m:
-        return best
+        return cuts[0]
     reduced = kernel(parts)
     x = Annealing(reduced.graph)(np.ones((1, reduced.graph.n)), 0.7, sweeps, seed)[0]
-    return unite(graph, best, cuts[0] * reduced.extend(x)[part])
+    return unite(graph, cuts[0], cuts[0] * reduced.extend(x)[part])
 
 
 def _signs(means: Tensor) -> np.ndarray:

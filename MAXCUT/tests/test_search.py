@@ -15,7 +15,7 @@ from run import Checkpoint
 from sdp import solve_sdp, upper_bound
 from search import Reheating, search
 from utilities import cut_values, exact_maxcut, from_networkx, make_graph, random_graph
-from ways import WAYS
+from ways import WAYS, Ways
 
 
 def cut_of(graph, s) -> float:
@@ -80,6 +80,8 @@ def test_what_is_kept_never_gets_worse_and_its_values_are_those_of_the_whole_gra
 def test_the_bandit_sends_time_to_what_gains_and_shares_it_evenly_where_nothing_does():
     graph = random_graph(30, 0.5, 1)
     costs, spent = dict(zip(WAYS, np.geomspace(0.01, 0.2, len(WAYS)), strict=True)), {}
+    found, rng = started(graph), np.random.default_rng(0)
+    assert [found.choose(costs, rng) for _ in WAYS] == [*WAYS]  # side by side, before the first is accounted for
     for gaining in (None, "vectors", "annealing"):
         found, rng, spent = started(graph), np.random.default_rng(0), dict.fromkeys(WAYS, 0.0)
         for turn in range(3000):
@@ -100,6 +102,22 @@ def test_the_bandits_sums_fade_as_the_square_of_time():
     found.account("annealing", 3.0, 0.0)
     assert found.gained["vectors"] == pytest.approx(3 / 16) and found.spent["vectors"] == pytest.approx(1 / 16)
     assert found.spent["annealing"] == 3.0 and found.total == 4.0
+
+
+@pytest.mark.parametrize("stalled", [False, True])
+def test_nothing_is_begun_that_takes_longer_than_is_left(stalled):
+    graph, V = random_graph(300, 0.1, 1), torch.eye(300)
+    ways, found = Ways(graph, V, 0.03, 8), Search.of(kernel(graph), np.ones(300), 0.0)
+    found.descents = 10_000 if stalled else 0  # as if the last of them had gained long ago
+    least = min(ways.seconds(way, steps) for way, steps in WAYS.items())
+    for left in np.geomspace(0.5, 30, 20) * least:
+        reheating = Reheating(ways, found, Config(), torch.Generator(), lambda left=left: left, Checkpoint())
+        batch = reheating.plan()
+        assert (batch is None) == (left <= least) and (batch is None or batch.seconds < left)
+        reheating.slowness = 2.0
+        batch = reheating.plan()
+        assert (batch is None) == (left / 2 <= least) and (batch is None or batch.seconds < left / 2)
+    assert batch.fresh == stalled
 
 
 @pytest.mark.parametrize("n, p", [(22, 0.5), (25, 0.12)])
