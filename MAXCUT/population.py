@@ -75,16 +75,15 @@ class Search:
         rates = {way: rng.gamma(1 + self.gained[way]) / (costs[way] + self.spent[way]) for way in costs}
         return max(rates, key=rates.get)
 
-    def account(self, way: str | None, seconds: float, gain: float) -> None:
+    def account(self, way: str, seconds: float, gain: float) -> None:
         """Add to the way's sums; what was gained and spent before fades."""
         fade = (self.total / (self.total + seconds)) ** FADING
         for name in WAYS:
             self.gained[name] *= fade
             self.spent[name] *= fade
         self.total += seconds
-        if way is not None:
-            self.gained[way] += gain / self.unit
-            self.spent[way] += seconds
+        self.gained[way] += gain / self.unit
+        self.spent[way] += seconds
 
     def state_dict(self) -> State:
         """All of it, for a checkpoint."""

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from kernel import kernel, value
+from kernel import kernel
 from population import Search
 from run import Checkpoint, State
 from utilities import Graph
-from ways import FRESH, WAYS, Ways
+from ways import TEAMS, WAYS, Ways
 
 if TYPE_CHECKING:
     from main import Config
@@ -34,7 +34,6 @@ class Batch:
     """Descents that are made at once."""
 
     way: str
-    steps: int
     parents: list[int | None]
     """the cuts that are remembered; None for a cut from nothing"""
     memory: np.ndarray
@@ -42,11 +41,6 @@ class Batch:
     seconds: float
     """planned, on a core of the usual speed"""
     rng: np.random.Generator
-
-    @property
-    def fresh(self) -> bool:
-        """Whether nothing is remembered."""
-        return self.parents[0] is None
 
 
 class Reheating:
@@ -84,23 +78,16 @@ class Reheating:
     def plan(self) -> Batch | None:
         """The next batch, such that it ends in time; None if there is no time, or were descents enough."""
         left, found = self.left() / self.slowness, self.found
-        if left <= 0 or found.descents >= self.descents:
+        costs = {way: cost for way in WAYS if (cost := self.ways.seconds(way)) < left}
+        if not costs or found.descents >= self.descents:
             return None
         seed = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
-        rng = np.random.default_rng(int(seed))
-
-        def fitting(menu: dict[str, int]) -> dict[str, float]:
-            return {way: cost for way, steps in menu.items() if (cost := self.ways.seconds(way, steps)) < left}
-
-        fresh = fitting(FRESH) if found.wants_fresh() else {}
-        if not (costs := fresh or fitting(WAYS)):
-            return None
-        way = list(fresh)[len(found.s) % len(fresh)] if fresh else found.choose(costs, rng)
-        steps = FRESH[way] if fresh else WAYS[way]
-        parents, memory = found.parents(self.ways.batch(way, steps), rng)
-        if fresh:
-            parents, memory = [None] * len(parents), np.zeros_like(memory)
-        return Batch(way, steps, parents, memory, costs[way], rng)
+        rng, teams = np.random.default_rng(int(seed)), [way for way in TEAMS if way in costs]
+        if teams and found.wants_fresh():
+            way = teams[len(found.s) % len(teams)]
+            return Batch(way, [None], np.zeros((1, len(found.s[0]))), costs[way], rng)
+        way = found.choose(costs, rng)
+        return Batch(way, *found.parents(self.ways.batch(way), rng), costs[way], rng)
 
     @torch.no_grad()
     def work(self, progress: Callable[[], float]) -> None:
@@ -112,7 +99,7 @@ class Reheating:
             if batch is None:
                 return
             start = time.perf_counter()
-            cuts = self.ways(batch.way, batch.memory, batch.fresh, batch.steps, batch.rng, lambda: self.left() <= 0)
+            cuts = self.ways(batch.way, batch.memory, batch.rng, lambda: self.left() <= 0)
             if cuts is None:
                 return
             with self.lock:
@@ -121,14 +108,11 @@ class Reheating:
                 self.checkpoint.keep("search", self.state_dict)
 
     def take_in(self, batch: Batch, cuts: np.ndarray, elapsed: float) -> None:
-        """Add the batch's cuts to the search; of those from nothing only the best."""
+        """Add the batch's cuts to the search."""
         found, before = self.found, self.found.best[-1]
-        parents = batch.parents
-        if batch.fresh:
-            cuts, parents = [max(cuts, key=lambda s: value(found.kernel.graph, s))], [None]
-        for cut, parent in zip(cuts, parents, strict=True):
+        for cut, parent in zip(cuts, batch.parents, strict=True):
             found.add(cut, parent, elapsed)
-        found.account(None if batch.fresh else batch.way, batch.seconds, found.best[-1] - before)
+        found.account(batch.way, batch.seconds, found.best[-1] - before)
 
 
 def search(

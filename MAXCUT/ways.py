@@ -25,29 +25,29 @@ from utilities import Graph, weighted_sums
 MEMORY, KICK = (0.2, 0.6), (0.2, 0.8)
 """ranges that c and κ are drawn from, beside vectors of length 1; without V, c is four times as much"""
 LR, MOMENTUM = 0.3, 0.9
-LAM, GROWTH, FRESH_GROWTH = 0.1, 25.0, 50.0
-"""λ at the end of a descent with V, and the factor by which it grows from a reheated cut, and from μ near 0"""
+LAM, GROWTH = 0.1, 25.0
+"""λ at the end of a descent with V, and the factor by which it grows"""
 STEP = 0.5
 """Δ of the bifurcation"""
-HOT = {"population": (0.4, 1.0), "clusters": (0.4, 1.0), "annealing": (1.1, 2.5)}
-"""Ranges of the inverse temperature that annealing from a cut starts at, beside 1/rms row norm of W, near which a
-random graph's spins freeze"""
-MOLTEN, POLISHED, COLD = 0.4, 2.5, 10.0
-"""The same where it starts from nothing, where it polishes, and where it ends."""
-FRESH = {"clusters": 200, "population": 2000, "vectors": 300, "bifurcation": 500}
-"""ways to a cut from nothing, and their steps or sweeps"""
 WAYS = {"population": 2000, "clusters": 200, "annealing": 100, "vectors": 60, "bifurcation": 100}
-"""ways from a reheated cut"""
+"""ways from a reheated cut, and their steps or sweeps"""
 TEAMS = {"population": (32, 200, 0), "clusters": (16, 1, 3)}
 """cuts that are annealed side by side and end as one, stages of their annealing, and rounds of `together` after it"""
-ALONE = 1, 1, 0
 FEW = 5
-"""cuts that make the clusters"""
+"""cuts that are put together"""
+HOT = {"population": (0.4, 1.0), "clusters": (0.4, 1.0), "annealing": (1.1, 2.5)}
+"""Ranges of the inverse temperature that annealing starts at, beside 1/rms row norm of W, near which a random graph's
+spins freeze; from the first two nothing is remembered but large parts"""
+JOINED, POLISHED, COLD = 0.7, 2.5, 10.0
+"""The same where parts are annealed, where it polishes, and where it ends."""
 POLISH = 100
 """sweeps after a descent with or without V"""
 BATCH_EDGES, BATCH_SIDES, BATCH_SWEEPS = 20_000, 2**17, 2 * 10**6
 """Small graphs are descended on in batches, up to so many edges (with V), sides (without) and visits to a vertex
 (annealing): the calls take longer than their work on fewer."""
+
+Over = Callable[[], bool]
+"""whether to give up"""
 
 
 class Annealing:
@@ -65,13 +65,7 @@ class Annealing:
         self.end = min(COLD / self.rms, 2 / float(np.abs(w).mean()))
 
     def __call__(
-        self,
-        s: np.ndarray,
-        hot: float,
-        sweeps: int,
-        seed: int,
-        stages: int = 1,
-        over: Callable[[], bool] = lambda: False,
+        self, s: np.ndarray, hot: float, sweeps: int, seed: int, stages: int = 1, over: Over = lambda: False
     ) -> np.ndarray | None:
         """Cuts after so many sweeps, from inverse temperature hot/rms on, and three at temperature 0.
 
@@ -84,7 +78,7 @@ class Annealing:
             sweeps: at least 1.
             seed: of the random numbers.
             stages: about equally long.
-            over: whether to give up, asked before each stage; the result is None then.
+            over: asked before each stage; the result is None then.
         """
         s, energy, rng = s.astype(np.int8), np.zeros(len(s)), np.random.default_rng(seed)
         betas = np.linspace(min(hot / self.rms, self.end), self.end, sweeps)
@@ -99,14 +93,7 @@ class Annealing:
 
 
 def bifurcate(
-    W: tuple[Tensor, Tensor, Tensor],
-    x: Tensor,
-    y: Tensor,
-    steps: int,
-    a: float,
-    c: float,
-    discrete: bool,
-    over: Callable[[], bool],
+    W: tuple[Tensor, Tensor, Tensor], x: Tensor, y: Tensor, steps: int, a: float, c: float, discrete: bool, over: Over
 ) -> Tensor | None:
     """Means x ∈ [−1, 1] after so many steps of simulated bifurcation (Goto et al. 2019, 2021); None if it was over.
 
@@ -132,10 +119,8 @@ def bifurcate(
     return x
 
 
-def descend(
-    problem: Rounding, V: Tensor, mu: Tensor, steps: int, growth: float, over: Callable[[], bool]
-) -> tuple[Tensor, Tensor] | None:
-    """V and μ after so many steps of PGD in which λ grows by `growth`; None if it was over before."""
+def descend(problem: Rounding, V: Tensor, mu: Tensor, steps: int, over: Over) -> tuple[Tensor, Tensor] | None:
+    """V and μ after so many steps of PGD in which λ grows by `GROWTH`; None if it was over before."""
     lam = LAM
 
     def closure() -> Tensor:
@@ -144,7 +129,7 @@ def descend(
 
     pgd = PGD([V, mu], lr=LR, rho=0, radius=0, momentum=MOMENTUM)
     for step in range(steps):
-        lam = LAM * growth ** (min(1, step / (0.9 * steps)) - 1)
+        lam = LAM * GROWTH ** (min(1, step / (0.9 * steps)) - 1)
         pgd.step(closure)
         if over():
             return None
@@ -152,7 +137,7 @@ def descend(
 
 
 class Ways:
-    """The three ways on one graph.
+    """The ways on one graph.
 
     Args:
         graph: the graph.
@@ -168,7 +153,7 @@ class Ways:
         W = graph.matrix
         self.W = W.crow_indices(), W.col_indices(), (W.values() / self.annealing.rms).float()
 
-    def batch(self, way: str, steps: int) -> int:
+    def batch(self, way: str) -> int:
         """Cuts that are made at once."""
         if way == "vectors":
             return self.copies
@@ -176,70 +161,61 @@ class Ways:
             return 1
         if way == "bifurcation":
             return min(max(1, BATCH_SIDES // self.graph.n), 16)
-        return min(max(1, BATCH_SWEEPS // (self.graph.n * steps)), 8)
+        return min(max(1, BATCH_SWEEPS // (self.graph.n * WAYS[way])), 8)
 
-    def seconds(self, way: str, steps: int) -> float:
+    def seconds(self, way: str) -> float:
         """What a batch takes, about, on one core: the same for every run, as decisions depend on it."""
-        (n, m), (copies, _, rounds) = (self.graph.n, self.graph.m), TEAMS.get(way, ALONE)
+        (n, m), (copies, stages, rounds) = (self.graph.n, self.graph.m), TEAMS.get(way, (1, 1, 0))
         sweep = 1e-8 * n * (1 + n / 200_000)  # sides in a cache are fetched faster
         if way == "vectors":
-            work = 4e-8 * (m + 2 * n) * steps + sweep * POLISH
+            work = 4e-8 * (m + 2 * n) * WAYS[way] + sweep * POLISH
         elif way == "bifurcation":
-            work = 5e-10 * (2 * m + 8 * n) * steps + sweep * POLISH
+            work = 5e-10 * (2 * m + 8 * n) * WAYS[way] + sweep * POLISH
         else:
-            work = copies * (sweep * steps + rounds * (1e-3 + 2e-7 * (n + m)))
-        return 2e-7 * m + self.batch(way, steps) * (1e-7 * (n + m) + work)
+            work = copies * (sweep * WAYS[way] + rounds * (1e-3 + 2e-7 * (n + m)))
+        return 2e-7 * m * stages + self.batch(way) * (1e-7 * (n + m) + work)
 
-    def __call__(
-        self, way: str, memory: np.ndarray, fresh: bool, steps: int, rng: np.random.Generator, over: Callable[[], bool]
-    ) -> np.ndarray | None:
+    def __call__(self, way: str, memory: np.ndarray, rng: np.random.Generator, over: Over) -> np.ndarray | None:
         """Cuts (batch, n) of ±1 from remembered sides (batch, n) in [−1, 1]; None if it was over before."""
+        if way in HOT:
+            return self._annealed(way, memory, rng, over)
+        c, kappa = (rng.uniform(*limits, size=(len(memory), 1)) for limits in (MEMORY, KICK))
+        kick = kappa * rng.standard_normal(memory.shape)
         if way == "vectors":
-            s = self._with_vectors(memory, fresh, steps, rng, over)
-        elif way == "bifurcation":
-            s = self._without_vectors(memory, fresh, steps, rng, over)
+            means = self._with_vectors(c * memory + kick, rng, over)
         else:
-            return self._annealed(way, memory, fresh, steps, rng, over)
-        return None if s is None else self.annealing(s, POLISHED, POLISH, int(rng.integers(2**31)))
+            means = self._without_vectors(np.clip(4 * c * memory + kick, -1, 1), rng, over)
+        if means is None:
+            return None
+        return self.annealing(np.where(means.cpu().numpy() < 0, -1, 1), POLISHED, POLISH, int(rng.integers(2**31)))
 
-    def _annealed(
-        self, way: str, memory: np.ndarray, fresh: bool, steps: int, rng: np.random.Generator, over: Callable[[], bool]
-    ) -> np.ndarray | None:
-        copies, stages, rounds = TEAMS.get(way, ALONE)
-        memory, hot = memory.repeat(copies, axis=0), MOLTEN if fresh else rng.uniform(*HOT[way])
+    def _annealed(self, way: str, memory: np.ndarray, rng: np.random.Generator, over: Over) -> np.ndarray | None:
+        (copies, stages, rounds), sweeps = TEAMS.get(way, (1, 1, 0)), WAYS[way]
+        memory = memory.repeat(copies, axis=0)
         s = np.where(rng.random(memory.shape) < (1 + memory) / 2, 1, -1)
-        s = self.annealing(s, hot, steps, int(rng.integers(2**31)), stages, over)
+        s = self.annealing(s, rng.uniform(*HOT[way]), sweeps, int(rng.integers(2**31)), stages, over)
         if s is None or copies == 1:
             return s
         for _ in range(rounds):
             s = s[np.argsort([-value(self.graph, x) for x in s])]
             few = [s[np.sort(rng.choice(copies, FEW, replace=False))] for _ in s]
-            s = np.array([together(self.graph, x, steps, int(rng.integers(2**31))) for x in few])
+            s = np.array([together(self.graph, x, sweeps, int(rng.integers(2**31))) for x in few])
         return max(s, key=lambda x: value(self.graph, x))[None]
 
-    def _with_vectors(
-        self, memory: np.ndarray, fresh: bool, steps: int, rng: np.random.Generator, over: Callable[[], bool]
-    ) -> np.ndarray | None:
-        c, kappa = (rng.uniform(*limits, size=(len(memory), 1)) for limits in (MEMORY, KICK))
-        kick = kappa * rng.standard_normal(memory.shape)
+    def _with_vectors(self, mu: np.ndarray, rng: np.random.Generator, over: Over) -> Tensor | None:
         k = self.V.shape[1]
-        rotations = [np.linalg.qr(rng.standard_normal((k, k)))[0] for _ in memory]
+        rotations = [np.linalg.qr(rng.standard_normal((k, k)))[0] for _ in mu]
         V = torch.cat([self.V @ torch.from_numpy(Q).to(self.V) for Q in rotations])
-        mu = torch.from_numpy(0.05 * kick if fresh else c * memory + kick).to(V).view(-1)
         root_d = self.problem.root_d.to(V)
-        end = descend(self.problem, V * root_d[:, None], mu * root_d, steps, FRESH_GROWTH if fresh else GROWTH, over)
-        return end and _signs(self.problem.means(*end).view(len(memory), -1))
+        start = V * root_d[:, None], torch.from_numpy(mu).to(V).view(-1) * root_d
+        end = descend(self.problem, *start, WAYS["vectors"], over)
+        return end and self.problem.means(*end).view(len(mu), -1)
 
-    def _without_vectors(
-        self, memory: np.ndarray, fresh: bool, steps: int, rng: np.random.Generator, over: Callable[[], bool]
-    ) -> np.ndarray | None:
-        c, kappa = (rng.uniform(*limits, size=(len(memory), 1)) for limits in (MEMORY, KICK))
-        x, y = (0.1 * rng.standard_normal(memory.shape) for _ in range(2))
-        if not fresh:
-            x = np.clip(4 * c * memory + kappa * rng.standard_normal(memory.shape), -1, 1)
+    def _without_vectors(self, x: np.ndarray, rng: np.random.Generator, over: Over) -> Tensor | None:
+        y = 0.1 * rng.standard_normal(x.shape)
         x, y = (torch.from_numpy(z.T).to(self.V).contiguous() for z in (x, y))
-        x = bifurcate(self.W, x, y, steps, 0.0 if fresh else 0.5, STEP, bool(rng.random() < 0.5), over)
-        return x if x is None else _signs(x.T)
+        x = bifurcate(self.W, x, y, WAYS["bifurcation"], 0.5, STEP, bool(rng.random() < 0.5), over)
+        return x if x is None else x.T
 
 
 def together(graph: Graph, cuts: np.ndarray, sweeps: int, seed: int) -> np.ndarray:
@@ -248,9 +224,5 @@ def together(graph: Graph, cuts: np.ndarray, sweeps: int, seed: int) -> np.ndarr
     if not parts.m:
         return cuts[0]
     reduced = kernel(parts)
-    x = Annealing(reduced.graph)(np.ones((1, reduced.graph.n)), 0.7, sweeps, seed)[0]
+    x = Annealing(reduced.graph)(np.ones((1, reduced.graph.n)), JOINED, sweeps, seed)[0]
     return unite(graph, cuts[0], cuts[0] * reduced.extend(x)[part])
-
-
-def _signs(means: Tensor) -> np.ndarray:
-    return np.where(means.cpu().numpy() < 0, -1, 1)
