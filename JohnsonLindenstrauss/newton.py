@@ -1,4 +1,4 @@
-"""The last part of the descent: Newton's method along τ, to a second-order stationary point (SOSP) of F_τ.
+"""The last part of the descent: along τ to a second-order stationary point (SOSP) of F_τ, by a primal-dual method.
 
 The paper's Algorithm 2 with better steps. σ = 0 from here on: f is even in σ, so ∂f/∂σ = 0 there, and `certificate`
 measures that ∂²f/∂σ² > 0. Once τ is large the weights p of all but a few thousand pairs are negligible: what is
@@ -10,12 +10,16 @@ w = p⁺ − p⁻ and J_i = ∂q_i/∂M = 2 (M u_i) u_iᵀ, flattened:
 F_τ = (1/τ) log Σ_i (e^{τ(q_i − 1)} + e^{−τ(q_i − 1)}),   ∇F_τ = Jᵀ w,
 ∇²F_τ = 2 I_k ⊗ Σ_i w_i u_i u_iᵀ + τ (Jᵀ diag(p) J − ∇F_τ ∇F_τᵀ).
 
+When τ has grown, the weights p are far from what they are going to be, and p', those at the τ before, are near to it:
+the slope τ p of a weight in its exponent is replaced by that of the secant, D = τ (p − p')/(log p − log p'). (That of
+p s = m is p'/s: what primal-dual interior-point methods put in the place of m/s².)
+
 f is F_τ plus a ridge tr M G Mᵀ; λ ‖σI‖² is 0. It is the same for M and R M, R orthogonal: k (k − 1)/2 eigenvalues of
 ∇²f are 0 wherever ∇f is.
 """
 
 from collections.abc import Callable, Iterator
-from math import log, sqrt, tanh
+from math import inf, log, sqrt, tanh
 from typing import NamedTuple
 
 import numpy as np
@@ -26,18 +30,18 @@ from torch import Tensor
 from model import Problem, bound, bound_gradient, distortion, row_space, strongest
 from pgd import Certificate, lanczos, lipschitz
 
-GROWTH = 1.5
+GROWTH = 2.0
 """factor of τ from one minimum that is followed to the next"""
 MARGIN = 30
 """pairs lighter than the heaviest by e^−MARGIN are left out"""
-DENSE = 3000
-"""most variables for which ∇²f is formed and factorized; twice as many for a proof"""
-KRYLOV = 300
-"""most dimensions of the Krylov space that stands for more variables"""
+DENSE = 10**4
+"""most variables for which ∇²f is formed and factorized"""
 LEFT_OUT = 1e-3
-"""share of all weight that the Hessian may lack before τ is at its end"""
-SETTLED = 1e-3
-"""fall of f that a step may still promise, in units of 1/τ, when τ grows"""
+"""share of all weight that the Hessian may lack before the end is near"""
+SETTLED = 0.1
+"""fall of f, in units of 1/τ, below which τ grows"""
+WALK, LOOK, MOMENTUM = 200, 100, 0.95
+"""most steps in the metric of one Hessian, those between two looks at all pairs, and their heavy ball"""
 NOISE, SEEN = 1e-13, 1e-12
 """differences of f that rounding makes, and those that it can't hide"""
 
@@ -46,113 +50,72 @@ class At(NamedTuple):
     """f = F_τ + tr M G Mᵀ and what its derivatives are made of, at some M."""
 
     f: float
-    w: Tensor
-    """(m,) ∂F_τ/∂q"""
     p: Tensor
-    """(m,) weights, of sum 1"""
+    """(2, m) weights p⁺ and p⁻, of sum 1"""
+    log_p: Tensor
     Z: Tensor
     """(m, k) M u"""
-    slope: Tensor
-    """(k, r) ∇F_τ"""
     g: Tensor
     """(k, r) ∇f"""
-
-
-class Step(NamedTuple):
-    """A step that may be taken."""
-
-    d: Tensor
-    """(k, r) it"""
-    expected: float
-    """by how much the model says that it lowers f"""
-    tangent: Tensor
-    """(k, r) dM/dτ of the minimum of f"""
-
-
-class Model(NamedTuple):
-    """The quadratic model of f around M on a subspace: f + g·y + ½ y·H y for M + (up y)."""
-
-    H: Tensor
-    g: Tensor
-    up: Callable[[Tensor], Tensor]
-    """the step (k, r) that y stands for"""
-    down: Callable[[Tensor], Tensor]
-    """the gradient (k, r) on the subspace"""
 
 
 def weigh(U: Tensor, M: Tensor, tau: float, G: Tensor) -> At:
     """f at M (k, r) over the unit vectors U (m, r), and its parts; G (r, r) is that of the ridge tr M G Mᵀ."""
     Z, pull = U @ M.T, M @ G
-    e = tau * (Z.square().sum(1) - 1)
-    top = float(e.abs().max())
-    up, down = (e - top).exp_(), (-e - top).exp_()
-    total = float(up.sum() + down.sum())
-    w = (up - down) / total
-    slope = 2 * (w * Z.T) @ U
-    return At((log(total) + top) / tau + float((pull * M).sum()), w, (up + down) / total, Z, slope, slope + 2 * pull)
+    c = Z.square().sum(1) - 1
+    e = tau * torch.stack([c, -c])
+    top = float(e.max())
+    log_p = e - (top + log(float((e - top).exp_().sum())))
+    p = log_p.exp()
+    f = float(e[0, 0] - log_p[0, 0]) / tau + float((pull * M).sum())
+    return At(f, p, log_p, Z, 2 * ((p[0] - p[1]) * Z.T) @ U + 2 * pull)
+
+
+def outer(U: Tensor, Z: Tensor, D: Tensor, e: Tensor) -> Tensor:
+    """Jᵀ (diag(D⁺ + D⁻) − δ δᵀ / ΣD) e, (k, r), with δ = D⁺ − D⁻: by what ∇F_τ changes where q does by e (m,)."""
+    delta = D[0] - D[1]
+    return 2 * ((D.sum(0) * e - delta * (float(delta @ e) / float(D.sum()))) * Z.T) @ U
 
 
 def product(U: Tensor, at: At, tau: float, G: Tensor, v: Tensor) -> Tensor:
     """∇²f v, both (k, r)."""
     dZ = U @ v.T
-    dq = 2 * (at.Z * dZ).sum(1)
-    pull = at.w[:, None] * dZ + (tau * at.p * dq)[:, None] * at.Z
-    return 2 * pull.T @ U + 2 * v @ G - (tau * float((at.slope * v).sum())) * at.slope
+    curve = 2 * (dZ * (at.p[0] - at.p[1])[:, None]).T @ U + 2 * v @ G
+    return curve + outer(U, at.Z, tau * at.p, 2 * (at.Z * dZ).sum(1))
 
 
-def hessian(U: Tensor, at: At, tau: float, G: Tensor, free: Tensor, left_out: float) -> Tensor:
-    """∇²f in the `free` (k, r) entries of M, less some of τ Jᵀ diag(p) J, which is positive semidefinite: that of the
-    lightest pairs, which have the share `left_out` of all weight. In single precision where that is `LEFT_OUT`.
+def hessian(U: Tensor, Z: Tensor, D: Tensor, w: Tensor, G: Tensor, free: Tensor, left_out: float) -> Tensor:
+    """2 I_k ⊗ (Σ w_i u_i u_iᵀ + G) + Jᵀ (diag(D⁺ + D⁻) − δ δᵀ / ΣD) J in the `free` (k, r) entries of M: ∇²f where
+    D = τ p. It may lack the lightest pairs, which have the share `left_out` of all D, of Jᵀ diag J, which is positive
+    semidefinite. In single precision where that is `LEFT_OUT`.
     """
-    p, order = at.p.sort(descending=True)
-    heavy = order[: int((p.cumsum(0) < 1 - left_out).sum()) + 1]
+    weight, order = D.sum(0).sort(descending=True)
+    heavy = order[: int((weight.cumsum(0) < (1 - left_out) * weight.sum()).sum()) + 1]
     n, sizes = int(free.sum()), free.sum(1).tolist()
     precision = torch.float32 if left_out == LEFT_OUT else U.dtype
     H, rows, columns = U.new_zeros(n, n, dtype=precision), max(256, 2**22 // n), 256
-    weighted = (at.Z[heavy] * (4 * tau * at.p[heavy]).sqrt()[:, None]).to(precision)
+    weighted = (Z[heavy] * (4 * weight[: len(heavy)]).sqrt()[:, None]).to(precision)
     units = [U[heavy].to(precision)[:, of] for of in free]
     for some in (slice(start, start + rows) for start in range(0, len(heavy), rows)):
         J = torch.cat([z[some, None] * u[some] for z, u in zip(weighted.T, units, strict=True)], 1)
-        for a in range(0, n, columns):  # the upper triangle
-            H[a : a + columns, a:].addmm_(J[:, a : a + columns].T, J[:, a:])
-    H = (H.triu_() + H.triu(1).T).to(U)
-    S, start = 2 * ((at.w * U.T) @ U + G), 0
+        for a in range(0, n, columns):  # the lower triangle
+            H[a:, a : a + columns].addmm_(J[:, a:].T, J[:, a : a + columns])
+    S, start = (2 * ((w * U.T) @ U + G)).to(precision), 0
     for of, size in zip(free, sizes, strict=True):
         H[start : start + size, start : start + size] += S[of][:, of]
         start += size
-    return H.addr_(at.slope[free], at.slope[free], alpha=-tau)
-
-
-def krylov(times: Callable[[Tensor], Tensor], g: Tensor, mu: float) -> tuple[Tensor, Tensor]:
-    """H on span{g, H g, H² g, …}, by Lanczos: so many dimensions that (H + μI) y = −g is solved to a tenth.
-
-    Returns:
-        It, tridiagonal; and the basis (dimensions, variables), the first vector along g.
-    """
-    most = min(KRYLOV, len(g))
-    V, alpha, beta = g.new_empty(most, len(g)), [], []
-    V[0] = g / g.norm()
-    while True:
-        n = len(alpha) + 1
-        v = times(V[n - 1])
-        alpha.append(float(v @ V[n - 1]))
-        for _ in range(2):
-            v -= V[:n].T @ (V[:n] @ v)
-        beta.append(float(v.norm()))
-        full = n == most or beta[-1] < 1e-10 * max(map(abs, alpha))
-        if full or n % 10 == 0:
-            T = np.diag(alpha) + np.diag(beta[:-1], 1) + np.diag(beta[:-1], -1)
-            if full or beta[-1] * abs(np.linalg.solve(T + mu * np.eye(n), np.eye(n)[0])[-1]) < 0.1:
-                return torch.from_numpy(T), V[:n]
-        V[n] = v / beta[-1]
+    slope = (2 * ((D[0] - D[1]) * Z.T) @ U)[free].to(precision)
+    H.addr_(slope, slope, alpha=-1 / float(D.sum()))
+    return H.tril_().add_(H.tril(-1).T)
 
 
 class Newton:
-    """A trust-region Newton method for f = F_τ + tr M G Mᵀ at σ = 0, τ growing each time that it is at a minimum.
+    """Descent of f = F_τ + tr M G Mᵀ at σ = 0, τ growing each time that little is left to gain, to an SOSP at tau_end.
 
-    A step minimizes the quadratic model plus ½ μ ‖step‖² (that is, within the trust region that has the multiplier μ),
-    where H + μI is positive definite; μ falls while f does as the model says and rises where it doesn't, or where
-    H + μI has a negative eigenvalue. Where ∇f = 0 and H has one, the step is along its eigenvector.
+    A step is Newton's by K = H + μI ≻ 0, H being ∇²f with secants D; μ falls while f does as the model says and rises
+    where it doesn't, or where K is not positive definite. Then, as K is dear, and no Newton step leads far along the
+    negative curvature of a bent valley: a walk, PGD's heavy ball in the metric of K. Where ∇f = 0 and H has a negative
+    eigenvalue, the step is along its eigenvector.
 
     f is the same for M and R M, R orthogonal. So M is turned until its pivoted QR factor's Q is the identity, and only
     the entries of the trapezoidal factor are variables: k(k − 1)/2 fewer, and H is not singular.
@@ -177,12 +140,13 @@ class Newton:
         escapes: steps along a negative curvature so far.
     """
 
-    _OWN = ("M", "tau", "mu", "converged", "escapes")
+    _OWN = ("M", "tau", "before", "mu", "left", "ends", "worst", "converged", "escapes")
 
     def __init__(self, problem: Problem, M: Tensor, tau: float, tau_end: float, G: Tensor) -> None:
         self.problem, self.tau_end, self.G, self.limit = problem, tau_end, G, 8 * M.numel() + 2**12
-        self.M, self.tau, self.mu, self.converged, self.escapes = M, tau, 0.0, False, 0
-        self._look()
+        self.M, self.tau, self.before, self.mu, self.left = M, tau, tau, 0.0, inf
+        self.converged, self.escapes = False, 0
+        self._take(M, *self._look(M))
 
     @property
     def f(self) -> float:
@@ -202,37 +166,29 @@ class Newton:
         """Go on where the Newton was whose `state_dict` this is."""
         for name in self._OWN:
             setattr(self, name, state[name])
-        self._look()
+        self.U = self.problem.subset(*self.ends).units()
+        self._at = weigh(self.U, self.M, self.tau, self.G)
 
     def step(self) -> None:
-        """One step that lowers f; where it promises little, τ grows, or at tau_end the method has converged."""
-        regular, model = self._turn(), self._model()
-        largest = float(model.H.abs().max())
-        if self.mu == 0:
-            self.mu = 1e-4 * float(model.H.diagonal().abs().mean())
-        for trial, step in enumerate(self._trials(model, largest)):
-            if self._accept(step, easily=trial == 0):
-                left = step.expected
+        """A step that lowers f, and a walk; where they gain little, τ grows, or at tau_end the method has converged."""
+        regular, coarse, start, fall = self._turn(), self._coarse(), self.f, 0.0
+        for trial, (solve, largest, expected, d) in enumerate(self._trials()):  # noqa: B007
+            if self._accept(d, expected, easily=trial == 0):
+                if expected * self.tau > 1e-7:
+                    self._walk(solve)
+                fall = max(expected, start - self.f)
                 break
-            if step.expected <= SEEN:  # shorter steps would gain still less
-                left = 0.0
+            if expected <= SEEN:  # shorter steps would gain still less
                 break
-        if left * self.tau > (1e-12 if self.tau == self.tau_end else SETTLED):
+        self.before, self.left = self.tau, fall * self.tau
+        if self.left > (1e-12 if self.tau == self.tau_end else SETTLED):
             return
         if self.tau < self.tau_end:
-            self._raise(step.tangent)
-        else:
+            settled = self.worst * self.tau_end < 0.1  # no distortion is left that τ could tell from another
+            self.tau, self.left = self.tau_end if settled else min(self.tau_end, self.tau * GROWTH), inf
+            self._at = weigh(self.U, self.M, self.tau, self.G)
+        elif not coarse:
             self.converged = (regular and self.mu < 1e-6 * largest) or not self._escape()
-
-    def _raise(self, tangent: Tensor) -> None:
-        """Let τ grow, and follow M(1/τ) along its `tangent` dM/dτ if that is any better."""
-        settled = self.worst * self.tau_end < 0.1  # no distortion is left that τ could tell from another
-        before, self.tau = self.tau, min(self.tau_end, self.tau * GROWTH)
-        self.tau = self.tau_end if settled else self.tau
-        ahead = self.M + before * (1 - before / self.tau) * tangent
-        if weigh(self.U, ahead, self.tau, self.G).f < weigh(self.U, self.M, self.tau, self.G).f:
-            self.M = ahead
-        self._look()
 
     def _turn(self) -> bool:
         """Turn M, and say which entries are variables; whether those are all that f depends on."""
@@ -247,107 +203,140 @@ class Newton:
         self.free = place >= torch.arange(k)[:, None]
         return k <= r and diagonal.min() > 1e-4 * diagonal.max()
 
-    def _look(self) -> None:
-        """Choose the pairs that matter from all, and value M by them."""
-        self.U, self.worst = self._active(self.M)
-        self._at = weigh(self.U, self.M, self.tau, self.G)
-
-    def _active(self, M: Tensor) -> tuple[Tensor, float]:
-        """The unit vectors that matter at M, and the worst distortion of all."""
+    def _look(self, M: Tensor) -> tuple[tuple[Tensor, ...], Tensor, float, At]:
+        """Those of all that matter at M, their unit vectors, the worst distortion, and f."""
         limit = 10**9 if self.tau == self.tau_end else self.limit
-        ends, _, worst = strongest(self.problem, M, lambda c: c, limit, MARGIN / self.tau)
-        return self.problem.subset(*ends).units(), worst
+        ends, _, worst = strongest(self.problem, M, lambda c: c, limit, MARGIN / self.before)
+        U = self.problem.subset(*ends).units()
+        return ends, U, worst, weigh(U, M, self.tau, self.G)
+
+    def _take(self, M: Tensor, ends: tuple[Tensor, ...], U: Tensor, worst: float, at: At) -> None:
+        self.M, self.ends, self.U, self.worst, self._at = M, ends, U, worst, at
 
     def _dense(self) -> bool:
         return self.M.numel() <= DENSE and 4 * len(self.U) > self.M.numel()
 
-    def _model(self) -> Model:
-        at, free = self._at, self.free
-        if self._dense():
-            H = hessian(self.U, at, self.tau, self.G, free, 1e-9 if self.tau == self.tau_end else LEFT_OUT)
-            up = lambda y: torch.zeros_like(at.g).masked_scatter_(free, y)  # noqa: E731
-            return Model(H, at.g[free], up, lambda g: g[free])
-        if not at.g.any():
-            return Model(at.g.new_ones(1, 1), at.g.new_zeros(1), lambda _: torch.zeros_like(at.g), lambda g: g[0, :1])
-        times = lambda v: product(self.U, at, self.tau, self.G, v.view_as(at.g)).flatten()  # noqa: E731
-        T, V = krylov(times, at.g.flatten(), self.mu)
-        down = lambda g: V @ g.flatten()  # noqa: E731
-        return Model(T, down(at.g), lambda y: (y @ V).view_as(at.g), down)
+    def _coarse(self) -> bool:
+        """Whether H may be in single precision, and lack some of the light pairs."""
+        return self._dense() and (self.left > 1e-2 or self.tau < self.tau_end)
 
-    def _trials(self, model: Model, largest: float) -> Iterator[Step]:
-        """Steps for ever larger μ."""
-        at, self.mu = self._at, max(self.mu, 1e-13 * largest)
-        change = self._pull(at.Z.square().sum(1) - 1)
+    def _secants(self) -> tuple[Tensor, Tensor]:
+        """D (2, m), and w of the τ before."""
+        at, last = self._at, weigh(self.U, self.M, self.before, self.G)
+        x = at.log_p - last.log_p
+        near = x.abs() < 1e-6
+        return self.tau * torch.where(near, at.p, (at.p - last.p) / x.masked_fill(near, 1)), last.p[0] - last.p[1]
+
+    def _trials(self) -> Iterator[tuple[Callable[[Tensor], Tensor], float, float, Tensor]]:
+        """For ever larger μ: x ↦ −K⁻¹ x, the largest entry of H, by how much the model falls with a step, the step."""
+        at, U = self._at, self.U
+        D, w = self._secants()
+        coarse = self._coarse()
+        if self._dense():
+            H = hessian(U, at.Z, D, w, self.G, self.free, LEFT_OUT if coarse else 1e-9)
+        else:
+            H = 2 * ((w * U.T) @ U + self.G)
+        largest = float(H.abs().max()) + (0 if self._dense() else 4 * float(D.sum(0) @ at.Z.square().sum(1)) / len(H))
+        self.mu = max(self.mu or 1e-4 * largest, (1e-7 if coarse else 1e-13) * largest)
         while self.mu < 1e9 * largest:
-            A = model.H.clone()
-            A.diagonal().add_(self.mu)
-            L, failed = torch.linalg.cholesky_ex(A)
+            K = H.clone()
+            K.diagonal().add_(self.mu)
+            L, failed = torch.linalg.cholesky_ex(K)
             if not failed:
-                solve = lambda x, L=L: -torch.cholesky_solve(x[:, None], L)[:, 0]  # noqa: E731
-                y = solve(model.g)
-                expected = (self.mu * float(y @ y) - float(model.g @ y)) / 2
+                solve = self._solver(L, D)
+                d = solve(at.g)
+                expected = (self.mu * float((d * d).sum()) - float((at.g * d).sum())) / 2
                 # q_i changes by J_i d and by ‖d u_i‖², which H takes no note of in the weights. Where they are sharp f
                 # is a curved valley, and the step must bend with it.
-                more = (self.U @ model.up(y).T).square().sum(1)
-                bent = y + solve(model.down(self.tau * self._pull(more)))
-                yield Step(model.up(bent), expected, model.up(solve(model.down(change))))
+                yield solve, largest, expected, d + solve(outer(U, at.Z, D, (U @ d.T).square().sum(1)))
             self.mu *= 4
 
-    def _pull(self, e: Tensor) -> Tensor:
-        """1/τ of what ∇F_τ = Jᵀ w changes by where the exponents ±τ(q_i − 1) of the weights change by ±τ e_i."""
-        at = self._at
-        return 2 * ((at.p * e - at.w * float(at.w @ e)) * at.Z.T) @ self.U
+    def _solver(self, L: Tensor, D: Tensor) -> Callable[[Tensor], Tensor]:
+        """x ↦ −K⁻¹ x, both (k, r), from the Cholesky factor L of K or, where pairs are few, of one of the k equal
+        blocks of A: K = A + Jᵀ C J, and K⁻¹ = A⁻¹ − A⁻¹ Jᵀ (I + C J A⁻¹ Jᵀ)⁻¹ C J A⁻¹ (Woodbury).
+        """
+        U, Z, free = self.U, self._at.Z, self.free
+        if self._dense():
+            inverse = torch.cholesky_inverse(L)
+            return lambda x: torch.zeros_like(x).masked_scatter_(free, -(inverse @ x[free].to(L)).to(x))
+        delta = D[0] - D[1]
+        C = torch.diag(D.sum(0)) - delta[:, None] * delta / D.sum()
+        inner = torch.linalg.lu_factor(
+            torch.eye(len(U)).to(C) + C @ (4 * (Z @ Z.T) * (U @ torch.cholesky_solve(U.T, L)))
+        )
 
-    def _accept(self, step: Step, easily: bool) -> bool:
+        def solve(x: Tensor) -> Tensor:
+            y = torch.cholesky_solve(x.T, L).T
+            v = torch.linalg.lu_solve(*inner, (C @ (2 * (Z * (U @ y.T)).sum(1)))[:, None])[:, 0]
+            return torch.cholesky_solve((2 * (v * Z.T) @ U).T, L).T - y
+
+        return solve
+
+    def _accept(self, d: Tensor, expected: float, easily: bool) -> bool:
         """Go to M + d if that lowers f over all pairs or, where rounding hides it, ‖∇f‖; say whether."""
-        M, expected = self.M + step.d, step.expected
+        M = self.M + d
         if weigh(self.U, M, self.tau, self.G).f > self.f + NOISE:  # more pairs would only add to it
             return False
-        U, worst = self._active(M)
-        at = weigh(U, M, self.tau, self.G)
-        gained, seen = self.f - at.f, expected > SEEN
-        if gained < 1e-3 * expected if seen else float(at.g.norm()) > 0.5 * self.gradient_norm:
+        there = self._look(M)
+        gained, seen = self.f - there[-1].f, expected > SEEN
+        if gained < 1e-3 * expected if seen else float(there[-1].g.norm()) > 0.5 * self.gradient_norm:
             return False
-        self.M, self.U, self.worst, self._at = M, U, worst, at
+        self._take(M, *there)
         if not seen or gained > 0.7 * expected:
             self.mu /= 8 if easily else 1
         elif gained < 0.25 * expected:
             self.mu *= 4
         return True
 
+    def _walk(self, solve: Callable[[Tensor], Tensor]) -> None:
+        """A heavy ball in the metric of K: a step that would raise f is not taken, stops it and halves the rate."""
+        start, velocity, rate = self.f, torch.zeros_like(self.M), 0.2
+        for _ in range(0, WALK, LOOK):
+            M, at = self.M, self._at
+            for _ in range(LOOK):
+                velocity = MOMENTUM * velocity + rate * solve(at.g)
+                ahead = weigh(self.U, M + velocity, self.tau, self.G)
+                if ahead.f < at.f:
+                    M, at, rate = M + velocity, ahead, min(1.0, 1.02 * rate)
+                else:
+                    velocity, rate = torch.zeros_like(M), rate / 2
+            before, there = self.f, self._look(M)
+            if there[-1].f >= before:
+                return
+            self._take(M, *there)
+            if before - self.f < 0.05 * (start - self.f):
+                return
+
     def _escape(self) -> bool:
         """Step along the most negative curvature, if there is one; whether there is."""
         at, g = self._at, self._at.g
         if self._dense():
-            H = hessian(self.U, at, self.tau, self.G, torch.ones_like(g, dtype=torch.bool), 0.0)
-            A = H.clone()
-            A.diagonal().add_(1e-10 * float(H.abs().max()))
-            if not torch.linalg.cholesky_ex(A)[1]:
+            everything = torch.ones_like(g, dtype=torch.bool)
+            H = hessian(self.U, at.Z, self.tau * at.p, at.p[0] - at.p[1], self.G, everything, 0.0)
+            H.diagonal().add_(1e-10 * float(H.abs().max()))
+            if not torch.linalg.cholesky_ex(H)[1]:
                 return False
-            values, vectors = eigh(H.numpy(), subset_by_index=(0, 0))
-            least, v = float(values[0]), torch.from_numpy(vectors[:, 0])
-        else:
-            least, v = _lowest(self.U, at, self.tau, self.G, 1e-4)
-            if least > -1e-3:
-                return False
-        v = v.view_as(self.M)
+        v = _lowest(self.U, at, self.tau, self.G, 1e-4)[1]
+        curvature = float((v * product(self.U, at, self.tau, self.G, v)).sum())
+        if curvature > -1e-6:
+            return False
         v = -v if float((g * v).sum()) > 0 else v
         length = max(1.0, float(self.M.norm()))
         for _ in range(40):
-            M = self.M + length * v
-            if weigh(self._active(M)[0], M, self.tau, self.G).f < self.f + 0.1 * least * length**2:
-                self.M, self.escapes = M, self.escapes + 1
-                self._look()
+            there = self._look(self.M + length * v)
+            if there[-1].f < self.f + 0.1 * curvature * length**2:
+                self._take(self.M + length * v, *there)
+                self.escapes += 1
                 return True
             length /= 2
         return False
 
 
 def _lowest(U: Tensor, at: At, tau: float, G: Tensor, tolerance: float) -> tuple[float, Tensor]:
-    """A bound on the lowest eigenvalue of ∇²f, and an approximate eigenvector, by Lanczos."""
+    """A bound on the lowest eigenvalue of ∇²f, and an approximate eigenvector (k, r), by Lanczos."""
     times = lambda v: product(U, at, tau, G, torch.from_numpy(v).view_as(at.g)).numpy().ravel()  # noqa: E731
     least, v = lanczos(times, np.random.default_rng(0).standard_normal(at.g.numel()), tolerance)
-    return least, torch.from_numpy(v())
+    return least, torch.from_numpy(v()).view_as(at.g)
 
 
 def certificate(problem: Problem, M: Tensor, tau: float, lam: float, rho: float, ridge: float = 0.0) -> Certificate:
@@ -355,7 +344,7 @@ def certificate(problem: Problem, M: Tensor, tau: float, lam: float, rho: float,
 
     τ (Jᵀ diag(p) J − ∇F ∇Fᵀ) is positive semidefinite, as |w| ≤ p: so λ_min ≥ −2 Σ |w| ≥ −2 tanh(τ · distortion), which
     is enough where hardly any distortion is left. Else ∇²f + εI, of the pairs that weigh at least e^−50 of the
-    heaviest, has a Cholesky factor: λ_min ≥ −ε. Above 2 `DENSE` variables: Lanczos (pgd.py), which is no proof.
+    heaviest, has a Cholesky factor: λ_min ≥ −ε. Above `DENSE` variables: Lanczos (pgd.py), which is no proof.
 
     ∂f/∂σ is 0 at σ = 0, and so are the mixed derivatives; with s = ‖σI‖_F,
     ∂²f/∂s² = 2λ + 2 ridge + 2/(kd) (k Σ w + 2τ Σ p q).
@@ -376,9 +365,8 @@ def certificate(problem: Problem, M: Tensor, tau: float, lam: float, rho: float,
     U = few.units()
     at = weigh(U, M, tau, G)
     least = -2 * tanh(tau * worst) if exact else _proven(U, at, tau, G, threshold)
-    curvature = 2 * (lam + ridge) + 2 / (k * problem.d) * float(
-        k * at.w.sum() + 2 * tau * (at.p @ at.Z.square().sum(1))
-    )
+    of_q = (at.p[0] - at.p[1]).sum() * k + 2 * tau * (at.p.sum(0) @ at.Z.square().sum(1))
+    curvature = 2 * (lam + ridge) + 2 / (k * problem.d) * float(of_q)
     leaves = [M.clone().requires_grad_(), s.clone().requires_grad_()]
     K = lipschitz(lambda: bound(few, *leaves, tau) + lam * leaves[1].square(), leaves, min(1e-3, 0.1 / tau))
     slack = 2 * lam - sqrt(K * rho)
@@ -398,9 +386,10 @@ def certificate(problem: Problem, M: Tensor, tau: float, lam: float, rho: float,
 
 def _proven(U: Tensor, at: At, tau: float, G: Tensor, threshold: float) -> float:
     """A lower bound on the eigenvalues of ∇²f."""
-    if at.g.numel() > 2 * DENSE:
+    if at.g.numel() > DENSE:
         return _lowest(U, at, tau, G, threshold / 4)[0]
-    H = hessian(U, at, tau, G, torch.ones_like(at.g, dtype=torch.bool), 1e-12)  # what is left out is no less than 0
+    everything = torch.ones_like(at.g, dtype=torch.bool)  # what is left out is no less than 0
+    H = hessian(U, at.Z, tau * at.p, at.p[0] - at.p[1], G, everything, 1e-12)
     epsilon = 1e-14 * len(H) * float(H.abs().max())  # what rounding may hide
     while epsilon < threshold:
         A = H.clone()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import newton
 from model import Pairs, Problem, Vectors, bound, distortion, metric
-from newton import Newton, certificate, hessian, krylov, product, weigh
+from newton import Newton, certificate, hessian, product, weigh
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -74,27 +74,48 @@ def test_derivatives_are_those_of_f(tau):
     near = dict(rtol=1e-9, atol=1e-9 * float(H.abs().max()))
     assert at.f == pytest.approx(float(value(M)), rel=1e-12) and float(at.p.sum()) == pytest.approx(1)
     assert torch.allclose(at.g, torch.autograd.functional.jacobian(value, M), rtol=1e-9, atol=1e-12)
-    assert torch.allclose(hessian(U, at, tau, G, everything, 0.0), H, **near)
-    assert torch.allclose(hessian(U, at, tau, G, free, 0.0), H[free.flatten()][:, free.flatten()], **near)
-    assert torch.linalg.eigvalsh(H - hessian(U, at, tau, G, everything, 0.1))[0] > -near["atol"]
+    D, w = tau * at.p, at.p[0] - at.p[1]
+    assert torch.allclose(hessian(U, at.Z, D, w, G, everything, 0.0), H, **near)
+    assert torch.allclose(hessian(U, at.Z, D, w, G, free, 0.0), H[free.flatten()][:, free.flatten()], **near)
+    assert torch.linalg.eigvalsh(H - hessian(U, at.Z, D, w, G, everything, 0.1))[0] > -near["atol"]
     v, h = normal(3, 5, seed=2), 1e-6
     assert torch.allclose(product(U, at, tau, G, v).flatten(), H @ v.flatten(), **near)
     differs = (weigh(U, M + h * v, tau, G).f - weigh(U, M - h * v, tau, G).f) / (2 * h)
     assert differs == pytest.approx(float((at.g * v).sum()), rel=1e-4 * max(1, tau / 100), abs=1e-6)
 
 
-def test_krylov_space_of_full_dimension_is_everything():
-    A = normal(12, 12)
-    H, g = A + A.T, normal(12, seed=1)
-    T, V = krylov(lambda v: H @ v, g, 1e-3)
-    assert V.shape == (12, 12) and torch.allclose(V.T @ T @ V, H, atol=1e-10)
-    assert torch.allclose(V @ g, g.norm() * torch.eye(12, dtype=torch.float64)[0], atol=1e-10)
+@pytest.mark.parametrize("most", [newton.DENSE, 0])
+def test_the_step_solves_newtons_equations(monkeypatch, most):
+    """K x by the Hessian of autograd and the secants, in the variables that are left: −K⁻¹ of it is −x."""
+    monkeypatch.setattr(newton, "DENSE", most)
+    monkeypatch.setattr(newton, "LEFT_OUT", 0.0)
+    small, _ = metric(Pairs(table(12, 6)))
+    method = Newton(small, 0.15 * normal(3, 6, seed=1), 4.0, 8.0, ridge(6))
+    method.before = 2.0
+    method._turn()
+    at, last, U = method._at, weigh(method.U, method.M, 2.0, method.G), method.U
+    D, w = method._secants()
+    assert torch.allclose(D * (at.log_p - last.log_p), 4 * (at.p - last.p), rtol=1e-6, atol=1e-12)
+    assert torch.equal(w, last.p[0] - last.p[1]) and float((D - 4 * at.p).abs().max()) > 1e-2
+    J = torch.autograd.functional.jacobian(lambda M: (U @ M.T).square().sum(1), method.M).flatten(1)
+    delta = D[0] - D[1]
+    K = J.T @ (D.sum(0)[:, None] * J) - torch.outer(delta @ J, delta @ J) / D.sum()
+    K += torch.kron(torch.eye(3), 2 * ((w * U.T) @ U + method.G))
+    free = method.free.flatten() if most else torch.ones(18, dtype=torch.bool)
+    solve, x = next(method._trials())[0], torch.zeros(18, dtype=torch.float64)
+    K.diagonal().add_(method.mu)
+    x[free] = normal(int(free.sum()), seed=2)
+    y = torch.zeros_like(x)
+    y[free] = (K @ x)[free]
+    assert torch.allclose(
+        solve(y.view(3, 6)).flatten(), -x, atol=1e-3 if most else 1e-9
+    )  # single precision, and double
 
 
 @pytest.mark.parametrize("most", [newton.DENSE, 0])
 @pytest.mark.parametrize("weight", [0.0, 1e-2])
 def test_ends_at_an_sosp_of_all_pairs(monkeypatch, most, weight):
-    """Dense, and in Krylov spaces; without a ridge and with one: gradient and all eigenvalues by autograd, of all pairs
+    """Dense, and by Woodbury; without a ridge and with one: gradient and all eigenvalues by autograd, of all pairs
     built by brute force.
     """
     monkeypatch.setattr(newton, "DENSE", most)
@@ -169,17 +190,30 @@ def test_same_in_any_units_and_a_saved_state_goes_on_to_the_same_end():
     assert run(scaled, 0.3 * normal(3, 8), 5.0, 1e4).f == pytest.approx(whole.f, abs=1e-6)
 
 
-def test_the_tangent_leads_to_the_minimum_at_the_next_tau():
-    """To second order, but for a rotation, which the lengths of the differences don't see."""
-    X = table(30, 8)
-    small, B = metric(Pairs(X))
-    U, start, h = differences(X) @ torch.linalg.pinv(B), 0.3 * normal(3, 8), 0.1
-    here = run(small, start, 3.0, 200.0)
-    there = run(small, here.M, 200.0, 200.0 + h)
-    here._turn()
-    tangent = next(here._trials(here._model(), 1.0)).tangent
-    before, after, ahead = ((U @ M.T).square().sum(1) for M in (here.M, there.M, here.M + h * tangent))
-    assert (ahead - after).norm() < 0.01 * (before - after).norm() > 1e-7
+def test_secants_lead_nearer_to_the_minimum_at_a_larger_tau():
+    """From a minimum, τ four times as large: a step by secants, and one by the weights there."""
+    small, _ = metric(Pairs(table(30, 8)))
+    here = run(small, 0.3 * normal(3, 8), 3.0, 200.0)
+    there = run(small, here.M, 200.0, 800.0)
+    left = []
+    for before in (200.0, 800.0):
+        here.tau, here.before, here.mu = 800.0, before, 1e-6
+        here._turn()
+        left.append(weigh(here.U, here.M + next(here._trials())[3], 800.0, here.G).f - there.f)
+    assert 0 < left[0] < 0.7 * left[1]
+
+
+def test_the_walk_goes_on_along_negative_curvature(monkeypatch):
+    """Past where one Newton step leads, and never up, over all pairs."""
+    small, _ = metric(Pairs(table(30, 8)))
+    fs = []
+    for walk in (newton.WALK, 0):
+        monkeypatch.setattr(newton, "WALK", walk)
+        method = Newton(small, 0.3 * normal(3, 8), 20.0, 1e4, none(small.X[:, :8]))
+        method.step()
+        fs.append(method.f)
+        assert method.f == pytest.approx(bound(small, method.M, method.M.new_zeros(()), 20.0).item(), abs=1e-10)
+    assert fs[0] < fs[1] - 1e-3
 
 
 def test_f_never_rises_at_one_tau():
