@@ -108,7 +108,11 @@ def main(config: Config) -> bool:
     if (config.seconds or config.descents) and not descent.interrupted:
         large = torch.get_num_threads() > 1  # the bound takes minutes
         reserve = 1 + (1.5 if large else 0.6) * (time.perf_counter() - relaxed)  # for figures, and the SOSP at the cut
-        most, workers = inf if large else known[0].result()[0], min(4, cores) if config.device == "cpu" else 1
+        workers = min(4, cores) if config.device == "cpu" else 1
+
+        def most() -> float:  # with a number of descents only, nothing shall depend on when the bound is known
+            return known[0].result()[0] if (known[0].done() if config.seconds else not large) else inf
+
         found = search(graph, V, s, config, generator, since, most, workers, checkpoint, reserve)
         descent.plant(s := torch.from_numpy(found.best_cut()).to(s))
     result, descended = descent.result(s), time.perf_counter()

@@ -23,10 +23,14 @@ from kernel import kernel
 from population import Search
 from run import Checkpoint, State
 from utilities import Graph
-from ways import TEAMS, WAYS, Ways
+from ways import SHORTEST, TEAMS, WAYS, Ways
 
 if TYPE_CHECKING:
     from main import Config
+
+
+MARGIN = 0.9
+"""share of the time that is left that is planned for"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Batch:
     """(cuts, n) sides in [−1, 1]"""
     seconds: float
     """planned, on a core of the usual speed"""
+    share: float
+    """of the way's steps, 1 where there is time for all"""
     rng: np.random.Generator
 
 
@@ -77,17 +83,20 @@ class Reheating:
 
     def plan(self) -> Batch | None:
         """The next batch, such that it ends in time; None if there is no time, or were descents enough."""
-        left, found = self.left() / self.slowness, self.found
-        costs = {way: cost for way in WAYS if (cost := self.ways.seconds(way)) < left}
+        left, found = MARGIN * self.left() / self.slowness, self.found
+        whole = {way: self.ways.seconds(way) for way in WAYS}
+        costs = {way: min(cost, left) for way, cost in whole.items() if cost * SHORTEST.get(way, 1) < left}
         if not costs or found.descents >= self.descents:
             return None
         seed = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
         rng, teams = np.random.default_rng(int(seed)), [way for way in TEAMS if way in costs]
         if teams and found.wants_fresh():
             way = teams[len(found.s) % len(teams)]
-            return Batch(way, [None], np.zeros((1, len(found.s[0]))), costs[way], rng)
-        way = found.choose(costs, rng)
-        return Batch(way, *found.parents(self.ways.batch(way), rng), costs[way], rng)
+            parents, memory = [None], np.zeros((1, len(found.s[0])))
+        else:
+            way = found.choose(costs, rng)
+            parents, memory = found.parents(self.ways.batch(way), rng)
+        return Batch(way, parents, memory, costs[way], costs[way] / whole[way], rng)
 
     @torch.no_grad()
     def work(self, progress: Callable[[], float]) -> None:
@@ -99,7 +108,7 @@ class Reheating:
             if batch is None:
                 return
             start = time.perf_counter()
-            cuts = self.ways(batch.way, batch.memory, batch.rng, lambda: self.left() <= 0)
+            cuts = self.ways(batch.way, batch.memory, batch.rng, batch.share, lambda: self.left() <= 0)
             if cuts is None:
                 return
             with self.lock:
@@ -122,7 +131,7 @@ def search(
     config: "Config",
     generator: torch.Generator,
     since: float,
-    bound: float = inf,
+    bound: Callable[[], float] = lambda: inf,
     workers: int = 1,
     checkpoint: Checkpoint | None = None,
     reserve: float = 0.0,
@@ -136,7 +145,8 @@ def search(
         config: hyperparameters; `seconds` is when to stop, `descents` after how many.
         generator: of all randomness.
         since: `time.perf_counter()` at the start of the run.
-        bound: on every cut; a cut that reaches it, or its whole part where the weights are whole, ends the search.
+        bound: tells what no cut is above, inf while nobody knows; a cut that reaches it, or its whole part where the
+            weights are whole, ends the search.
         workers: threads side by side; with one, only the number of descents depends on the machine.
         checkpoint: keeps the state of the search; a search that it has is gone on with.
         reserve: seconds by which it ends earlier, for what the run has still to do.
@@ -144,12 +154,14 @@ def search(
     checkpoint, stop, reduced = checkpoint or Checkpoint(), Event(), kernel(graph)
     found = Search.of(reduced, s.cpu().numpy(), time.perf_counter() - since)
     ways = Ways(reduced.graph, V[torch.from_numpy(reduced.vertices).to(V.device)], config.epsilon, config.rank)
-    whole = bound < inf and bool((graph.w == graph.w.round()).all())
-    ceiling = floor(bound * (1 + 1e-9)) if whole else bound
+    whole = bool((graph.w == graph.w.round()).all())
     limit = inf if config.seconds is None else max(config.seconds - reserve, config.seconds / 2)
 
     def left() -> float:
-        return 0.0 if stop.is_set() or found.best[-1] >= ceiling else limit - (time.perf_counter() - since)
+        ceiling = bound()
+        if stop.is_set() or found.best[-1] >= (floor(ceiling * (1 + 1e-9)) if whole and ceiling < inf else ceiling):
+            return 0.0
+        return limit - (time.perf_counter() - since)
 
     def progress() -> float:
         elapsed = time.perf_counter() - since

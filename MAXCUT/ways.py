@@ -10,6 +10,7 @@
 
 from array import array
 from collections.abc import Callable
+from math import ceil
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ WAYS = {"population": 2000, "clusters": 200, "annealing": 100, "vectors": 60, "b
 """ways from a reheated cut, and their steps or sweeps"""
 TEAMS = {"population": (32, 200, 0), "clusters": (16, 1, 3)}
 """cuts that are annealed side by side and end as one, stages of their annealing, and rounds of `together` after it"""
+SHORTEST = {"population": 0.2}
+"""share of the steps that is worth it where there is no time for all"""
 FEW = 5
 """cuts that are put together"""
 HOT = {"population": (0.4, 1.0), "clusters": (0.4, 1.0), "annealing": (1.1, 2.5)}
@@ -175,10 +178,15 @@ class Ways:
             work = copies * (sweep * WAYS[way] + rounds * (1e-3 + 2e-7 * (n + m)))
         return 2e-7 * m * stages + self.batch(way) * (1e-7 * (n + m) + work)
 
-    def __call__(self, way: str, memory: np.ndarray, rng: np.random.Generator, over: Over) -> np.ndarray | None:
-        """Cuts (batch, n) of ±1 from remembered sides (batch, n) in [−1, 1]; None if it was over before."""
+    def __call__(
+        self, way: str, memory: np.ndarray, rng: np.random.Generator, share: float, over: Over
+    ) -> np.ndarray | None:
+        """Cuts (batch, n) of ±1 from remembered sides (batch, n) in [−1, 1]; None if it was over before.
+
+        Of a population's sweeps only a share is made.
+        """
         if way in HOT:
-            return self._annealed(way, memory, rng, over)
+            return self._annealed(way, memory, rng, share, over)
         c, kappa = (rng.uniform(*limits, size=(len(memory), 1)) for limits in (MEMORY, KICK))
         kick = kappa * rng.standard_normal(memory.shape)
         if way == "vectors":
@@ -189,8 +197,11 @@ class Ways:
             return None
         return self.annealing(np.where(means.cpu().numpy() < 0, -1, 1), POLISHED, POLISH, int(rng.integers(2**31)))
 
-    def _annealed(self, way: str, memory: np.ndarray, rng: np.random.Generator, over: Over) -> np.ndarray | None:
-        (copies, stages, rounds), sweeps = TEAMS.get(way, (1, 1, 0)), WAYS[way]
+    def _annealed(
+        self, way: str, memory: np.ndarray, rng: np.random.Generator, share: float, over: Over
+    ) -> np.ndarray | None:
+        copies, stages, rounds = TEAMS.get(way, (1, 1, 0))
+        sweeps, stages = ceil(WAYS[way] * share), ceil(stages * share)
         memory = memory.repeat(copies, axis=0)
         s = np.where(rng.random(memory.shape) < (1 + memory) / 2, 1, -1)
         s = self.annealing(s, rng.uniform(*HOT[way]), sweeps, int(rng.integers(2**31)), stages, over)

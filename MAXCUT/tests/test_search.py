@@ -109,14 +109,14 @@ def test_nothing_is_begun_that_takes_longer_than_is_left(stalled):
     graph, V = random_graph(300, 0.1, 1), torch.eye(300)
     ways, found = Ways(graph, V, 0.03, 8), Search.of(kernel(graph), np.ones(300), 0.0)
     found.descents = 10_000 if stalled else 0  # as if the last of them had gained long ago
-    least = min(ways.seconds(way) for way in WAYS)
-    for left in np.geomspace(0.5, 30, 20) * least:
+    costs = {way: ways.seconds(way) for way in WAYS}
+    for left in np.geomspace(0.1, 2, 30) * costs["population"]:
         reheating = Reheating(ways, found, Config(), torch.Generator(), lambda left=left: left, Checkpoint())
-        batch = reheating.plan()
-        assert (batch is None) == (left <= least) and (batch is None or batch.seconds < left)
-        reheating.slowness = 2.0
-        batch = reheating.plan()
-        assert (batch is None) == (left / 2 <= least) and (batch is None or batch.seconds < left / 2)
+        for reheating.slowness in (1.0, 2.0):
+            batch, now = reheating.plan(), 0.9 * left / reheating.slowness
+            assert (batch is None) == (now <= min(costs.values())) and (batch is None or batch.seconds <= now)
+            assert batch is None or batch.seconds == pytest.approx(batch.share * costs[batch.way])
+            assert batch is None or batch.share == 1 or (batch.way == "population" and 0.2 < batch.share < 1)
     assert (batch.parents[0] is None) == stalled
 
 
@@ -124,7 +124,7 @@ def test_nothing_is_begun_that_takes_longer_than_is_left(stalled):
 def test_the_search_finds_the_optimum_and_stops_at_a_bound(n, p):
     graph = random_graph(n, p, 3)
     optimum = exact_maxcut(graph)[0]
-    found = searched(graph, bound=optimum, workers=2, descents=None)  # ends because of the bound, or never
+    found = searched(graph, bound=lambda: optimum, workers=2, descents=None)  # ends because of the bound, or never
     assert max(found.cuts) == optimum == found.best[-1] == cut_of(graph, found.best_cut())
     assert found.seconds == sorted(found.seconds)
 
@@ -146,7 +146,7 @@ def test_it_ends_when_it_is_over_at_an_sosp_no_worse_than_the_first_descents(lim
     bound = upper_bound(graph, V)[0]
     descent = Derandomization(graph, V, config, generator).run()
     s = descent.round()
-    found = search(graph, V, s, config, generator, since, bound)
+    found = search(graph, V, s, config, generator, since, lambda: bound)
     descent.plant(torch.from_numpy(found.best_cut()))
     result = descent.result(torch.from_numpy(found.best_cut()))
     assert result.cut == max(found.cuts) >= found.best[0] == cut_of(graph, s) and result.cut <= bound
