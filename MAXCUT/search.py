@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from main import Config
 
 
-MARGIN = 0.9
-"""share of the time that is left that is planned for"""
-
-
 @dataclass(frozen=True)
 class Batch:
     """Descents that are made at once."""
@@ -44,8 +40,6 @@ class Batch:
     """(cuts, n) sides in [−1, 1]"""
     seconds: float
     """planned, on a core of the usual speed"""
-    share: float
-    """of the way's steps, 1 where there is time for all"""
     rng: np.random.Generator
 
 
@@ -83,9 +77,8 @@ class Reheating:
 
     def plan(self) -> Batch | None:
         """The next batch, such that it ends in time; None if there is no time, or were descents enough."""
-        left, found = MARGIN * self.left() / self.slowness, self.found
-        whole = {way: self.ways.seconds(way) for way in WAYS}
-        costs = {way: min(cost, left) for way, cost in whole.items() if cost * SHORTEST.get(way, 1) < left}
+        left, found = 0.9 * self.left() / self.slowness, self.found
+        costs = {way: min(cost, left) for way in WAYS if (cost := self.ways.seconds(way)) * SHORTEST.get(way, 1) < left}
         if not costs or found.descents >= self.descents:
             return None
         seed = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
@@ -96,7 +89,7 @@ class Reheating:
         else:
             way = found.choose(costs, rng)
             parents, memory = found.parents(self.ways.batch(way), rng)
-        return Batch(way, parents, memory, costs[way], costs[way] / whole[way], rng)
+        return Batch(way, parents, memory, costs[way], rng)
 
     @torch.no_grad()
     def work(self, progress: Callable[[], float]) -> None:
@@ -108,7 +101,7 @@ class Reheating:
             if batch is None:
                 return
             start = time.perf_counter()
-            cuts = self.ways(batch.way, batch.memory, batch.rng, batch.share, lambda: self.left() <= 0)
+            cuts = self.ways(batch.way, batch.memory, batch.seconds, batch.rng, lambda: self.left() <= 0)
             if cuts is None:
                 return
             with self.lock:

@@ -69,7 +69,7 @@ class Annealing:
 
     def __call__(
         self, s: np.ndarray, hot: float, sweeps: int, seed: int, stages: int = 1, over: Over = lambda: False
-    ) -> np.ndarray | None:
+    ) -> np.ndarray:
         """Cuts after so many sweeps, from inverse temperature hot/rms on, and three at temperature 0.
 
         In more than one stage it is population annealing (Hukushima and Iba 2003): before each but the first the cuts
@@ -81,17 +81,19 @@ class Annealing:
             sweeps: at least 1.
             seed: of the random numbers.
             stages: about equally long.
-            over: asked before each stage; the result is None then.
+            over: asked before each stage; the sweeps at temperature 0 are then the only ones that follow.
         """
         s, energy, rng = s.astype(np.int8), np.zeros(len(s)), np.random.default_rng(seed)
-        betas = np.linspace(min(hot / self.rms, self.end), self.end, sweeps)
-        cooled = (betas[-1] - betas[0]) / stages
-        for stage in np.array_split(np.append(betas, [1e9 * self.end] * 3), stages):
-            if over():
-                return None
+        betas = np.append(np.linspace(min(hot / self.rms, self.end), self.end, sweeps), [1e9 * self.end] * 3)
+        cooled = (self.end - betas[0]) / stages
+        for stage in np.array_split(betas, stages):
+            if late := over():
+                stage = betas[-3:]
             share = np.exp(cooled * (energy.min() - energy)).cumsum()
             s = s[np.searchsorted(share / share[-1], (np.arange(len(s)) + rng.random()) / len(s))]
             s, energy = simulated_annealing(len(s), *self.edges, 1, stage.tolist(), int(rng.integers(1, 2**31)), s)
+            if late:
+                break
         return s.astype(np.float64)
 
 
@@ -179,14 +181,14 @@ class Ways:
         return 2e-7 * m * stages + self.batch(way) * (1e-7 * (n + m) + work)
 
     def __call__(
-        self, way: str, memory: np.ndarray, rng: np.random.Generator, share: float, over: Over
+        self, way: str, memory: np.ndarray, seconds: float, rng: np.random.Generator, over: Over
     ) -> np.ndarray | None:
         """Cuts (batch, n) of ±1 from remembered sides (batch, n) in [−1, 1]; None if it was over before.
 
-        Of a population's sweeps only a share is made.
+        A population makes as many sweeps as there are planned seconds for.
         """
         if way in HOT:
-            return self._annealed(way, memory, rng, share, over)
+            return self._annealed(way, memory, seconds / self.seconds(way), rng, over)
         c, kappa = (rng.uniform(*limits, size=(len(memory), 1)) for limits in (MEMORY, KICK))
         kick = kappa * rng.standard_normal(memory.shape)
         if way == "vectors":
@@ -197,17 +199,15 @@ class Ways:
             return None
         return self.annealing(np.where(means.cpu().numpy() < 0, -1, 1), POLISHED, POLISH, int(rng.integers(2**31)))
 
-    def _annealed(
-        self, way: str, memory: np.ndarray, rng: np.random.Generator, share: float, over: Over
-    ) -> np.ndarray | None:
+    def _annealed(self, way: str, memory: np.ndarray, share: float, rng: np.random.Generator, over: Over) -> np.ndarray:
         copies, stages, rounds = TEAMS.get(way, (1, 1, 0))
         sweeps, stages = ceil(WAYS[way] * share), ceil(stages * share)
         memory = memory.repeat(copies, axis=0)
         s = np.where(rng.random(memory.shape) < (1 + memory) / 2, 1, -1)
         s = self.annealing(s, rng.uniform(*HOT[way]), sweeps, int(rng.integers(2**31)), stages, over)
-        if s is None or copies == 1:
+        if copies == 1:
             return s
-        for _ in range(rounds):
+        for _ in range(0 if over() else rounds):
             s = s[np.argsort([-value(self.graph, x) for x in s])]
             few = [s[np.sort(rng.choice(copies, FEW, replace=False))] for _ in s]
             s = np.array([together(self.graph, x, sweeps, int(rng.integers(2**31))) for x in few])

@@ -37,7 +37,7 @@ def test_each_way_reaches_the_exact_optimum_of_a_small_graph(way):
     batch, best = made.batch(way), 0.0
     for seed in range(10):
         memory = np.random.default_rng(seed).choice([-1.0, 1.0], size=(batch, 18))
-        cuts = made(way, memory if seed % 2 else 0 * memory, np.random.default_rng(seed), 1.0, never)
+        cuts = made(way, memory if seed % 2 else 0 * memory, made.seconds(way), np.random.default_rng(seed), never)
         assert cuts.shape == (batch, 18) and set(np.unique(cuts)) <= {-1.0, 1.0}
         best = max(best, *(value(graph, s) for s in cuts))
     assert best == pytest.approx(optimum)
@@ -66,9 +66,9 @@ def test_walls_absorb_and_what_is_over_stops():
     assert (end == 1).all() and (y == 0).all()
     assert bifurcate(parts(graph), x, y, 5, 0.0, 0.5, False, lambda: True) is None
     made = ways_on(graph)
-    for way in ("vectors", "bifurcation", "population"):
+    for way in ("vectors", "bifurcation"):
         memory = np.ones((made.batch(way), 30))
-        assert made(way, memory, np.random.default_rng(0), 1.0, lambda: True) is None
+        assert made(way, memory, 1.0, np.random.default_rng(0), lambda: True) is None
 
 
 def test_annealed_cuts_are_as_good_as_the_library_says_and_the_seed_decides():
@@ -96,11 +96,14 @@ def test_annealed_cuts_are_as_good_as_the_library_says_and_the_seed_decides():
 def test_of_a_population_a_share_of_the_sweeps_is_made(monkeypatch):
     made, seen = ways_on(gaussian(20, 0.3, 1)), []
     monkeypatch.setattr(module, "simulated_annealing", lambda *_: seen.append(_[6]) or (_[-1], np.zeros(len(_[-1]))))
+    whole = made.seconds("population")
     for share, stages, sweeps in ((1.0, 200, 2003), (0.25, 50, 503)):
-        made("population", np.zeros((1, 20)), np.random.default_rng(0), share, never)
+        made("population", np.zeros((1, 20)), share * whole, np.random.default_rng(0), never)
         assert len(seen) == stages and sum(map(len, seen)) == sweeps  # three are at temperature 0
         assert seen[0][0] >= 0.4 / made.annealing.rms and seen[-1][-4] == made.annealing.end
         seen.clear()
+    made("population", np.zeros((1, 20)), whole, np.random.default_rng(0), lambda: len(seen) == 5)
+    assert len(seen) == 6 and seen[5] == 3 * [1e9 * made.annealing.end]  # what there is, frozen
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-3, 1e200])
@@ -120,7 +123,7 @@ def test_copies_are_descended_on_side_by_side(monkeypatch):
     three = ways_on(graph)
     assert (alone.copies, three.copies) == (1, 3)
     memory = np.random.default_rng(0).choice([-1.0, 1.0], size=(3, 40))
-    cuts = three("vectors", memory, np.random.default_rng(0), 1.0, never)
+    cuts = three("vectors", memory, 1.0, np.random.default_rng(0), never)
     assert len(cuts) == 3
     best = value(graph, Annealing(graph)(memory[:1], 0.4, 1000, 1)[0])
     assert all(float(cut_values(graph, torch.from_numpy(s))) > 0.8 * best for s in cuts)
@@ -163,7 +166,7 @@ def test_of_a_team_the_best_cut_is_kept(monkeypatch):
     monkeypatch.setitem(module.TEAMS, "clusters", (16, 1, 1))
     monkeypatch.setitem(module.WAYS, "clusters", 1)
     monkeypatch.setattr(module, "together", lambda graph, cuts, sweeps, seed: seen.append(cuts) or cuts[-1])
-    (s,) = made("clusters", np.zeros((1, 60)), np.random.default_rng(0), 1.0, never)
+    (s,) = made("clusters", np.zeros((1, 60)), made.seconds("clusters"), np.random.default_rng(0), never)
     assert value(graph, s) == max(value(graph, few[-1]) for few in seen) and len(seen) == 16
     for few in seen:  # the best is first, and it is what the others are united with
         assert few.shape == (5, 60) and value(graph, few[0]) == max(value(graph, x) for x in few)
