@@ -3,6 +3,7 @@
 Run it as it is for the paper's problem and figures 6 and 7; edit the defaults below or override them by flags.
 """
 
+import resource
 import time
 import warnings
 from dataclasses import asdict
@@ -132,6 +133,7 @@ def main(config: Config) -> bool:
         "distortion": result.distortion,
         "sigma": result.sigma,
         "tau": result.tau,
+        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # bytes, on Linux
     } | compared.numbers()
     with run.whole_files(config.out) as folder:
         np.save(folder / "projection.npy", result.M.cpu().numpy())

@@ -123,10 +123,11 @@ def test_ends_at_an_sosp_of_all_pairs(monkeypatch, most, weight):
     problem = Pairs(X)
     small, B = metric(problem)
     method = run(small, 0.3 * normal(k, 12, seed=3), 3.0, tau, weight * B @ B.T)
-    M = method.M @ B
-    assert method.converged and method.tau == tau
+    again, M = Newton(small, method.M, tau, tau, weight * B @ B.T), method.M @ B
+    again.step()
+    assert method.converged and method.tau == tau and not (most and again.converged)  # single precision is no end
     norm, eigenvalues = derivatives(differences(X), M, tau, lam, 12, weight)
-    assert norm < 1e-7 and eigenvalues[0] > -1e-4
+    assert norm < (1e-8 if most else 1e-7) and eigenvalues[0] > -1e-4
     assert (eigenvalues.abs() < 1e-4).sum() == k * (k - 1) // 2  # those of the rotations, and no others
     worst = float(((differences(X) @ M.T).square().sum(1) - 1).abs().max())
     assert distortion(problem, M) == pytest.approx(worst, abs=1e-12) == method.worst
@@ -183,6 +184,7 @@ def test_same_in_any_units_and_a_saved_state_goes_on_to_the_same_end():
         part.step()
     resumed = Newton(small, start, 5.0, 1e4, none(start))
     resumed.load_state_dict(part.state_dict())
+    assert (resumed.worst, resumed.f) == (part.worst, part.f)
     while not resumed.converged:
         resumed.step()
     assert torch.equal(resumed.M, whole.M) and resumed.f == whole.f
