@@ -38,7 +38,7 @@ DENSE = 10**4
 """most variables for which ∇²f is formed and factorized"""
 LEFT_OUT = 1e-3
 """share of all weight that the Hessian may lack before the end is near"""
-SETTLED = 0.1
+SETTLED = 0.03
 """fall of f, in units of 1/τ, below which τ grows"""
 WALK, LOOK, MOMENTUM = 200, 100, 0.95
 """most steps in the metric of one Hessian, those between two looks at all pairs, and their heavy ball"""
