@@ -30,8 +30,8 @@ LAM, GROWTH = 0.1, 25.0
 """λ at the end of a descent with V, and the factor by which it grows"""
 STEP = 0.5
 """Δ of the bifurcation"""
-WAYS = {"population": 2000, "clusters": 200, "annealing": 100, "vectors": 60, "bifurcation": 100}
-"""ways from a reheated cut, and their steps or sweeps"""
+WAYS = {"clusters": 200, "annealing": 100, "vectors": 60, "bifurcation": 100, "population": 2000}
+"""ways from a reheated cut, in the order of their first turns, and their steps or sweeps"""
 TEAMS = {"population": (32, 200, 0), "clusters": (16, 1, 3)}
 """cuts that are annealed side by side and end as one, stages of their annealing, and rounds of `together` after it"""
 SHORTEST = {"population": 0.2}

@@ -150,14 +150,14 @@ def test_cuts_together_are_no_worse_than_the_first_and_anneal_from_hot_enough_to
     """Random cuts agree on little: the optimum of what is left is found, which a quench misses."""
     reached = 0
     for seed in range(20):
-        graph, rng = gaussian(18, 0.8, seed), np.random.default_rng(seed)
-        cuts = rng.choice([-1.0, 1.0], (5, 18))
+        graph, rng = gaussian(24, 0.4, seed), np.random.default_rng(seed)
+        cuts = rng.choice([-1.0, 1.0], (5, 24))
         cuts[0] = Annealing(graph)(cuts[:1], 100.0, 3, seed)[0]  # no flip gains
-        s = together(graph, cuts, 200, seed)
+        s = together(graph, cuts, 50, seed)
         assert value(graph, s) >= value(graph, cuts[0]) - 1e-9
         optimum = value(graph, cuts[0]) + exact_maxcut(contract(graph, cuts)[1])[0]
         reached += value(graph, s) >= optimum - 1e-9
-    assert reached >= 18
+    assert reached >= 15  # 11 if the annealing starts cold
 
 
 def test_of_a_team_the_best_cut_is_kept(monkeypatch):
@@ -169,7 +169,7 @@ def test_of_a_team_the_best_cut_is_kept(monkeypatch):
     (s,) = made("clusters", np.zeros((1, 60)), made.seconds("clusters"), np.random.default_rng(0), never)
     assert value(graph, s) == max(value(graph, few[-1]) for few in seen) and len(seen) == 16
     for few in seen:  # the best is first, and it is what the others are united with
-        assert few.shape == (5, 60) and value(graph, few[0]) == max(value(graph, x) for x in few)
+        assert len(np.unique(few, axis=0)) == 5 and value(graph, few[0]) == max(value(graph, x) for x in few)
 
 
 def test_a_population_is_drawn_again_by_boltzmann_weights_and_one_stage_leaves_it_as_it_is(monkeypatch):
