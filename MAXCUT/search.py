@@ -67,6 +67,7 @@ class Reheating:
         self.ways, self.found, self.generator, self.checkpoint = ways, found, generator, checkpoint
         self.left, self.descents, self.lock = left, config.descents or inf, Lock()
         self.slowness = 1.0  # of the machine, beside what is planned
+        self.menu = list(WAYS)
         if (kept := checkpoint.resumed("search")) is not None:
             found.load_state_dict(kept)
             generator.set_state(kept["random"])
@@ -78,7 +79,8 @@ class Reheating:
     def plan(self) -> Batch | None:
         """The next batch, such that it ends in time; None if there is no time, or were descents enough."""
         left, found = 0.9 * self.left() / self.slowness, self.found
-        costs = {way: min(cost, left) for way in WAYS if (cost := self.ways.seconds(way)) * SHORTEST.get(way, 1) < left}
+        whole = {way: self.ways.seconds(way) for way in self.menu}
+        costs = {way: min(cost, left) for way, cost in whole.items() if cost * SHORTEST.get(way, 1) < left}
         if not costs or found.descents >= self.descents:
             return None
         seed = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
@@ -90,6 +92,19 @@ class Reheating:
             way = found.choose(costs, rng)
             parents, memory = found.parents(self.ways.batch(way), rng)
         return Batch(way, parents, memory, costs[way], rng)
+
+    def size_up(self, workers: int) -> None:
+        """Where there is no time to try every way: without the dearest, if clusters help, else a single annealing."""
+        if sum(map(self.ways.seconds, WAYS)) > workers * self.left():
+            self.menu = [way for way in WAYS if way != "population"] if self.ways.clusters_help() else []
+
+    def anneal(self, progress: Callable[[], float]) -> None:
+        """Anneal one cut for all of the time that is left."""
+        with self.lock:
+            seed = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
+        cut = self.ways.annealing.by_the_clock(np.random.default_rng(int(seed)), self.left)
+        with self.lock:
+            self.found.add(cut, None, progress())
 
     @torch.no_grad()
     def work(self, progress: Callable[[], float]) -> None:
@@ -170,7 +185,9 @@ def search(
         ThreadPoolExecutor(workers) as pool,
     ):
         try:
-            for worker in [pool.submit(reheating.work, progress) for _ in range(workers)]:
+            reheating.size_up(workers)
+            work = reheating.work if reheating.menu else reheating.anneal
+            for worker in [pool.submit(work, progress) for _ in range(workers)]:
                 worker.result()
         except KeyboardInterrupt:
             found.interrupted = True

@@ -43,6 +43,8 @@ HOT = {"population": (0.4, 1.0), "clusters": (0.4, 1.0), "annealing": (1.1, 2.5)
 spins freeze; from the first two nothing is remembered but large parts"""
 JOINED, POLISHED, COLD = 0.7, 2.5, 10.0
 """The same where parts are annealed, where it polishes, and where it ends."""
+QUICK, SLICES = 25, 50
+"""sweeps with which it is tried whether clusters help, and parts of an annealing by the clock"""
 POLISH = 100
 """sweeps after a descent with or without V"""
 BATCH_EDGES, BATCH_SIDES, BATCH_SWEEPS = 20_000, 2**17, 2 * 10**6
@@ -95,6 +97,17 @@ class Annealing:
             if late:
                 break
         return s.astype(np.float64)
+
+    def by_the_clock(self, rng: np.random.Generator, left: Callable[[], float]) -> np.ndarray:
+        """A cut (n,) annealed from nothing for all of the seconds that `left` tells, colder as they go by."""
+        start, hot, sweeps = left(), JOINED / self.rms, QUICK
+        s = rng.choice(np.array([-1, 1], np.int8), (1, len(self.edges[0])))
+        while (before := left()) > 0:
+            gone = np.clip(1 - before / start + np.array([0, 1 / SLICES]), 0, 1)
+            betas = np.linspace(*(hot + gone * (self.end - hot)), sweeps)
+            s, _ = simulated_annealing(1, *self.edges, 1, betas.tolist(), int(rng.integers(1, 2**31)), s)
+            sweeps = max(1, int(sweeps * start / SLICES / max(before - left(), 1e-9)))
+        return simulated_annealing(1, *self.edges, 1, [1e9 * self.end] * 3, 1, s)[0][0].astype(np.float64)
 
 
 def bifurcate(
@@ -198,6 +211,12 @@ class Ways:
         if means is None:
             return None
         return self.annealing(np.where(means.cpu().numpy() < 0, -1, 1), POLISHED, POLISH, int(rng.integers(2**31)))
+
+    def clusters_help(self) -> bool:
+        """Whether a few quick cuts together make a better one than annealing one for as long: on a torus, say."""
+        s = np.random.default_rng(0).choice([-1, 1], (FEW, self.graph.n))
+        one, few = self.annealing(s[:1], JOINED, FEW * QUICK, 0)[0], self.annealing(s, JOINED, QUICK, 0)
+        return value(self.graph, together(self.graph, few, QUICK, 0)) > value(self.graph, one)
 
     def _annealed(self, way: str, memory: np.ndarray, share: float, rng: np.random.Generator, over: Over) -> np.ndarray:
         copies, stages, rounds = TEAMS.get(way, (1, 1, 0))

@@ -172,3 +172,17 @@ def test_ctrl_c_keeps_the_best_and_a_resumed_search_makes_the_same_descents(tmp_
     assert whole.descents == resumed.descents and whole.best == resumed.best and whole.cuts == resumed.cuts
     assert whole.gained == resumed.gained and whole.spent == resumed.spent
     assert all((s == t).all() for s, t in zip(whole.s, resumed.s, strict=True))
+
+
+def test_without_time_for_every_way_a_random_graph_is_annealed_and_a_torus_has_its_clusters(monkeypatch):
+    made, torus = [], from_networkx(nx.grid_2d_graph(30, 30, periodic=True))
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], torus.m)
+    torus = make_graph(torus.n, torus.i.numpy(), torus.j.numpy(), signs)
+    monkeypatch.setattr(Ways, "seconds", lambda ways, way: 1e3 if way == "population" else 1e-3)
+    monkeypatch.setattr(Ways, "__call__", lambda ways, way, memory, *rest: made.append(way) or memory)
+    for graph, ended in ((random_graph(500, 0.02, 0), 2), (torus, None)):
+        V, generator = solve_sdp(graph, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(0)
+        s, start = torch.ones(graph.n), time.perf_counter()
+        found = search(graph, V, s, Config(seconds=0.3), generator, start, workers=2)
+        assert found.best[-1] > found.best[0] if ended else "clusters" in made and "population" not in made
+        assert (found.descents == ended and made == []) or not ended

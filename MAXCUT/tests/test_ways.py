@@ -1,5 +1,6 @@
 """Ways to a cut: annealing, bifurcation, and the descent with V, each from remembered sides."""
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -182,3 +183,25 @@ def test_a_population_is_drawn_again_by_boltzmann_weights_and_one_stage_leaves_i
         drawn = annealing(s, 0.5, 40, 0, stages)
         odds = np.exp(2 * (annealing.end - 0.5) * (1 - 1 / stages))
         assert np.mean(drawn[:, 0] != drawn[:, 1]) == pytest.approx(odds / (1 + odds), abs=0.01)
+
+
+def grid(side: int):
+    """A torus with weights ±1."""
+    edges = nx.convert_node_labels_to_integers(nx.grid_2d_graph(side, side, periodic=True)).edges
+    return make_graph(side * side, *np.array(edges).T, np.random.default_rng(0).choice([-1.0, 1.0], 2 * side * side))
+
+
+def test_clusters_help_on_a_torus_and_not_on_a_random_graph():
+    assert ways_on(grid(60)).clusters_help() and not ways_on(random_graph(3000, 0.003, 0)).clusters_help()
+
+
+@pytest.mark.parametrize("calls, worst", [(60, 0.93), (600, 0.97)])
+def test_an_annealing_by_the_clock_uses_its_time_and_ends_cold(calls, worst):
+    graph, best, ticks = grid(20), 0.0, []
+    for seed in range(5):
+        ticks[:] = [*np.linspace(1, 0, calls)]
+        s = Annealing(graph).by_the_clock(np.random.default_rng(seed), lambda: ticks.pop(0))
+        assert len(ticks) <= 1  # the last is 0
+        assert (s * (graph.adjacency @ s)).max() <= 0  # no flip gains: it is frozen
+        best = max(best, value(graph, s))
+    assert best >= worst * max(value(graph, x) for x in Annealing(graph)(np.ones((20, 400)), 0.4, 2000, 0))
