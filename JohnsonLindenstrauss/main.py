@@ -3,12 +3,15 @@
 Run it as it is for the paper's problem and figures 6 and 7; edit the defaults below or override them by flags.
 """
 
+import os
 import resource
 import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's threads sleep while they wait: others need the cores
 
 import numpy as np
 import torch

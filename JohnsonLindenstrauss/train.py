@@ -32,7 +32,7 @@ from model import (
     strongest,
     tail,
 )
-from newton import DENSE, Newton, certificate
+from newton import Newton, certificate
 from pgd import PGD, Certificate, certify
 from run import Descent, State
 
@@ -56,6 +56,10 @@ SAMPLE = 2 * 10**4
 SWITCH = 300.0
 """τ from which Newton's method takes over once the pairs that matter are at most `PER_VARIABLE` for each variable"""
 PER_VARIABLE = 2
+MOST = 5000
+"""most variables for Newton's method: beyond, a step takes half a minute, and PGD gets as far in less time"""
+LARGE, CORES = 2000, torch.get_num_threads()
+"""variables from which a step of it is work for more than one thread, and the threads that this process was given"""
 CERTIFIABLE = 10**6
 """most pairs that may still matter at the end: with more the run was stopped early, and λ_min would take minutes"""
 
@@ -269,12 +273,10 @@ class Derandomization(Descent):
         self.monotone.f_changed()
 
     def newtons_turn(self) -> bool:
-        """Whether the pairs that matter are few enough for Newton's method, and it is worth the while: with too many
-        variables for a Hessian and pairs for a small Krylov space, PGD gets as far in less time.
-        """
+        """Whether pairs that matter and variables are few enough for Newton's method, or pairs far fewer than these."""
         variables, pairs = self.params["M"].numel(), self.few.N
         few = pairs <= PER_VARIABLE * variables + ANYWAY // 2 and not is_sample(self.few)
-        return few and self.tau >= min(SWITCH, self.config.tau) and (variables <= DENSE or 4 * pairs < variables)
+        return few and self.tau >= min(SWITCH, self.config.tau) and (variables <= MOST or 4 * pairs < variables)
 
     def isometry(self) -> None:
         """End the descent where k ≥ r: there f is convex in MᵀM, and least where MᵀM is the identity on the span of
@@ -290,7 +292,12 @@ class Derandomization(Descent):
     @torch.no_grad()
     def newton_step(self) -> None:
         """One step of Newton's method, at σ = 0."""
-        self.newton.step()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(CORES if self.newton.M.numel() > LARGE else threads)
+        try:
+            self.newton.step()
+        finally:
+            torch.set_num_threads(threads)
         self.params["M"].copy_(self.newton.M)
         self.params["t"].zero_()
         self.tau, self.value = self.newton.tau, self.newton.f
@@ -382,12 +389,12 @@ class Derandomization(Descent):
         if self.interrupted or config.objective == "sampled":
             pass
         elif config.objective == "bound" and self.pgd.converged and not s.any():
-            proof = certificate(self.problem, M, tau, config.lam, config.rho, self.ridge)
+            proof = self.certified(certificate, self.problem, M, tau, config.lam, config.rho, self.ridge)
         elif few.N <= CERTIFIABLE:
             radius = min(1e-3, 0.1 * sqrt(self.kd / tau))  # F_τ is finite so far around s
             M.requires_grad_()
             s.requires_grad_()
-            proof = certify(f, [M, s], s, M, config.lam, config.rho, radius=radius)
+            proof = self.certified(certify, f, [M, s], s, M, config.lam, config.rho, radius=radius)
         M, s = M.detach(), s.detach()
         return Result(
             M=M,

@@ -182,6 +182,16 @@ def test_help_names_every_hyperparameter():
         assert "--" + name.replace("_", "-") in done.stdout
 
 
+def test_ctrl_c_in_the_certificate_saves_the_matrix(tmp_path, capsys, monkeypatch):
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["train"], "certificate", interrupted)
+    assert main(Config(n=20, d=40, k=5, gaussians=20, out=tmp_path))
+    assert "certificate  none: interrupted" in capsys.readouterr().out
+    assert results(tmp_path)["certificate"] is None and results(tmp_path)["distortion"] < 1e-10
+
+
 def test_ctrl_c_saves_the_matrix_so_far(tmp_path):
     arguments = ["--problem", "pairs", "--n", "200", "--d", "50", "--steps", "1000000", "--out", tmp_path]
     terminal, stderr = pty.openpty()  # a progress bar shows that the descent is under way
