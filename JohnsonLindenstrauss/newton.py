@@ -137,15 +137,15 @@ class Newton:
         worst: the worst distortion of M.
         gradient_norm: ‖∇f‖, in these coordinates.
         converged: whether an SOSP at tau_end is reached, as far as rounding lets be seen.
-        escapes: steps along a negative curvature so far.
+        escapes, steps: those along a negative curvature so far, and all.
     """
 
-    _OWN = ("M", "tau", "before", "mu", "left", "ends", "worst", "converged", "escapes")
+    _OWN = ("M", "tau", "before", "mu", "left", "ends", "worst", "converged", "escapes", "steps")
 
     def __init__(self, problem: Problem, M: Tensor, tau: float, tau_end: float, G: Tensor) -> None:
         self.problem, self.tau_end, self.G, self.limit = problem, tau_end, G, 8 * M.numel() + 2**12
         self.M, self.tau, self.before, self.mu, self.left = M, tau, tau, 0.0, inf
-        self.converged, self.escapes = False, 0
+        self.converged, self.escapes, self.steps = False, 0, 0
         self._take(M, *self._look(M))
 
     @property
@@ -172,6 +172,7 @@ class Newton:
     def step(self) -> None:
         """A step that lowers f, and a walk; where they gain little, τ grows, or at tau_end the method has converged."""
         regular, coarse, start, fall = self._turn(), self._coarse(), self.f, 0.0
+        self.steps += 1
         for trial, (solve, largest, expected, d) in enumerate(self._trials()):  # noqa: B007
             if self._accept(d, expected, easily=trial == 0):
                 if expected * self.tau > 1e-7:

@@ -58,6 +58,8 @@ SWITCH = 300.0
 PER_VARIABLE = 2
 MOST = 5000
 """most variables for Newton's method: beyond, a step takes half a minute, and PGD gets as far in less time"""
+STEPS = 100
+"""steps of it after which it is given up: where it ends at all, it mostly does within half of these"""
 LARGE, CORES = 2000, torch.get_num_threads()
 """variables from which a step of it is work for more than one thread, and the threads that this process was given"""
 CERTIFIABLE = 10**6
@@ -154,7 +156,7 @@ class Derandomization(Descent):
         generator: of all randomness.
     """
 
-    _OWN = ("tau", "scale", "value", "best", "least", "escapes")
+    _OWN = ("tau", "scale", "value", "best", "least", "escapes", "steps")
 
     def __init__(self, problem: Problem, config: "Config", generator: torch.Generator) -> None:
         self.problem, self.config, self.pure = problem, config, config.algorithm != "default"
@@ -304,6 +306,8 @@ class Derandomization(Descent):
         self.pgd.gradient_norm, self.pgd.converged = self.newton.gradient_norm, self.newton.converged
         self.pgd.perturbations += self.newton.escapes - self.escapes
         self.escapes = self.newton.escapes
+        if self.newton.steps == STEPS:
+            self.steps = self.t + 1
 
     @torch.no_grad()
     def look(self) -> float:

@@ -392,6 +392,15 @@ def test_with_too_many_variables_pgd_goes_on_alone(monkeypatch):
     assert few.result().distortion < many.result().distortion + 1e-6 < 1.1 * few.result().distortion
 
 
+def test_newtons_method_is_given_up_after_so_many_steps_and_stays_so_in_a_resumed_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "STEPS", 3)
+    checkpoint = Checkpoint(tmp_path / "run.pt", Config())
+    run = small_descent(Pairs, growth=1.05, steps=600).run(checkpoint)
+    assert run.newton.steps == 3 and run.t < 600 and run.tau < 1e4 and not run.pgd.converged
+    again = small_descent(Pairs, growth=1.05, steps=600).run(Checkpoint(tmp_path / "run.pt", Config()))
+    assert again.t == run.t and again.newton.steps == 3
+
+
 def test_a_sample_stands_for_all():
     """Σ e^{τc} of priority samples has the mean of all pairs'."""
     problem, M, tau = Pairs(normal(60, 8)), 0.4 * normal(3, 8, seed=1), 8.0
