@@ -93,10 +93,13 @@ class Reheating:
             parents, memory = found.parents(self.ways.batch(way), rng)
         return Batch(way, parents, memory, costs[way], rng)
 
-    def size_up(self, workers: int) -> None:
-        """Where there is no time to try every way: without the dearest, if clusters help, else a single annealing."""
+    def task(self, workers: int) -> Callable[[Callable[[], float]], None]:
+        """What each thread does. With no time to try every way: all but the dearest, if clusters help, else `anneal`."""
         if sum(map(self.ways.seconds, WAYS)) > workers * self.left():
-            self.menu = [way for way in WAYS if way != "population"] if self.ways.clusters_help() else []
+            if not self.ways.clusters_help():
+                return self.anneal
+            self.menu.remove("population")
+        return self.work
 
     def anneal(self, progress: Callable[[], float]) -> None:
         """Anneal one cut for all of the time that is left."""
@@ -185,9 +188,8 @@ def search(
         ThreadPoolExecutor(workers) as pool,
     ):
         try:
-            reheating.size_up(workers)
-            work = reheating.work if reheating.menu else reheating.anneal
-            for worker in [pool.submit(work, progress) for _ in range(workers)]:
+            task = reheating.task(workers)
+            for worker in [pool.submit(task, progress) for _ in range(workers)]:
                 worker.result()
         except KeyboardInterrupt:
             found.interrupted = True

@@ -73,7 +73,9 @@ def contents(out: Path) -> dict[str, object]:
         elif file.name == "results.json":
             results = json.loads(file.read_text())
             del results["versions"], results["config"]["out"]
-            found |= {f"results.json/{name}": x for name, x in results.items() if not name.startswith("seconds")}
+            found |= {
+                f"results.json/{name}": x for name, x in results.items() if not name.startswith(("seconds", "peak"))
+            }
         else:
             found[file.name] = file.read_bytes()
     return found
