@@ -94,7 +94,7 @@ class Reheating:
         return Batch(way, parents, memory, costs[way], rng)
 
     def task(self, workers: int) -> Callable[[Callable[[], float]], None]:
-        """What each thread does. With no time to try every way: all but the dearest, if clusters help, else `anneal`."""
+        """What each thread does. With no time to try every way: all but the dearest if clusters help, else `anneal`."""
         if sum(map(self.ways.seconds, WAYS)) > workers * self.left():
             if not self.ways.clusters_help():
                 return self.anneal
@@ -180,8 +180,7 @@ def search(
         bar.update(round(elapsed, 1) - bar.n)
         return elapsed
 
-    reheating = Reheating(ways, found, config, generator, left, checkpoint)
-    threads = torch.get_num_threads()
+    reheating, threads = Reheating(ways, found, config, generator, left, checkpoint), torch.get_num_threads()
     torch.set_num_threads(1)  # the workers are the parallelism; threads within a step would wait for each other
     with (
         tqdm(desc="search", total=config.seconds, unit="s", disable=None, leave=False) as bar,
