@@ -175,9 +175,8 @@ def search(
         return limit - (time.perf_counter() - since)
 
     def progress() -> float:
-        elapsed = time.perf_counter() - since
         bar.set_postfix_str(f"cut {found.best[-1]:.10g}", refresh=False)
-        bar.update(round(elapsed, 1) - bar.n)
+        bar.update(round(elapsed := time.perf_counter() - since, 1) - bar.n)
         return elapsed
 
     reheating, threads = Reheating(ways, found, config, generator, left, checkpoint), torch.get_num_threads()
