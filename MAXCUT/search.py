@@ -181,10 +181,8 @@ def search(
 
     reheating, threads = Reheating(ways, found, config, generator, left, checkpoint), torch.get_num_threads()
     torch.set_num_threads(1)  # the workers are the parallelism; threads within a step would wait for each other
-    with (
-        tqdm(desc="search", total=config.seconds, unit="s", disable=None, leave=False) as bar,
-        ThreadPoolExecutor(workers) as pool,
-    ):
+    shown = dict(desc="search", total=config.seconds, unit="s", disable=None, leave=False)
+    with tqdm(**shown) as bar, ThreadPoolExecutor(workers) as pool:
         try:
             task = reheating.task(workers)
             for worker in [pool.submit(task, progress) for _ in range(workers)]:
