@@ -58,8 +58,8 @@ SWITCH = 300.0
 PER_VARIABLE = 2
 MOST = 5000
 """most variables for Newton's method: beyond, a step takes half a minute, and PGD gets as far in less time"""
-STEPS = 100
-"""steps of it after which it is given up: where it ends at all, it mostly does within half of these"""
+STEPS = 150
+"""steps of it after which it is given up: of the runs in the README none that ended took more than 110"""
 LARGE, CORES = 2000, torch.get_num_threads()
 """variables from which a step of it is work for more than one thread, and the threads that this process was given"""
 CERTIFIABLE = 10**6
