@@ -214,12 +214,12 @@ class Descent(ABC):
     def state_dict(self) -> State:
         """All that further steps depend on; a subclass adds what it has besides."""
         params, random = {name: x.detach() for name, x in self.params.items()}, self.generator.get_state()
-        loop = dict(t=self.t, kicks=self.kicks, history=self.history, random=random)
+        loop = dict(t=self.t, steps=self.steps, kicks=self.kicks, history=self.history, random=random)
         return loop | dict(params=params, pgd=self.pgd.state_dict())
 
     def load_state_dict(self, state: State) -> None:
         """Go on where the descent was whose `state_dict` this is."""
-        self.t, self.kicks, self.history = state["t"], state["kicks"], state["history"]
+        self.t, self.steps, self.kicks, self.history = (state[name] for name in ("t", "steps", "kicks", "history"))
         for name, x in self.params.items():
             x.data.copy_(state["params"][name])
         self.pgd.load_state_dict(state["pgd"])

@@ -156,7 +156,7 @@ class Derandomization(Descent):
         generator: of all randomness.
     """
 
-    _OWN = ("tau", "scale", "value", "best", "least", "escapes", "steps")
+    _OWN = ("tau", "scale", "value", "best", "least", "escapes")
 
     def __init__(self, problem: Problem, config: "Config", generator: torch.Generator) -> None:
         self.problem, self.config, self.pure = problem, config, config.algorithm != "default"

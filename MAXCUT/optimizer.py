@@ -19,7 +19,7 @@ from scipy.special import owens_t
 from torch import Tensor
 
 from pgd import PGD, Certificate, certify
-from run import Descent, State
+from run import Descent
 from sdp import principal
 from utilities import Graph, cut_values, weighted_sums
 
@@ -376,15 +376,6 @@ class Derandomization(Descent):
     def says(self) -> str:
         """For the progress bar."""
         return f"E[cut] {self.history['expected_cut'][-1]:.6g}, σ {self.history['sigma'][-1]:.1e}"
-
-    def state_dict(self) -> State:
-        """Also the planned steps, which follow from --seconds, and that may be more when the run goes on."""
-        return super().state_dict() | {"steps": self.steps}
-
-    def load_state_dict(self, state: State) -> None:
-        """Go on where the descent was whose `state_dict` this is."""
-        super().load_state_dict(state)
-        self.steps = state["steps"]
 
     @torch.no_grad()
     def round(self) -> Tensor:

@@ -62,7 +62,7 @@ def to_sosp(graph: Graph, config: Config, kind: type[Derandomization] = Derandom
     source = torch.Generator().manual_seed(config.seed)
     V = solve_sdp(graph, generator=source)
     bound, start = upper_bound(graph, V)[0], time.process_time()
-    descent = whole(kind(graph, V, config, source).run())
+    descent = kind(graph, V, config, source).run()
     seconds, result = time.process_time() - start, whole(descent.result())
     cuts = {"cut": result.cut / bound, "expected_cut": result.history["expected_cut"][-1] / bound}
     ends = {"lambda_min": result.certificate.lambda_min, "is_sosp": result.certificate.is_sosp}
@@ -105,7 +105,7 @@ def graphs_run(case: Row) -> Row:
     V = solve_sdp(graph, generator=source)
     ceiling = exact_maxcut(graph)[0] if n <= EXACT else upper_bound(graph, V)[0]
     gw = goemans_williamson(graph, V, 1000, source)
-    result = whole(whole(Derandomization(graph, V, Config(), source).run()).result())
+    result = whole(Derandomization(graph, V, Config(), source).run().result())
     expectations = conditional_expectations(graph, np.zeros(n))  # of the cut that puts each vertex on a random side
     cuts = {
         "ours": result.cut,
