@@ -19,6 +19,7 @@ f is F_τ plus a ridge tr M G Mᵀ; λ ‖σI‖² is 0. It is the same for M an
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import inf, log, sqrt, tanh
 from typing import NamedTuple
 
@@ -40,10 +41,21 @@ LEFT_OUT = 1e-3
 """share of all weight that the Hessian may lack before the end is near"""
 SETTLED = 0.03
 """fall of f, in units of 1/τ, below which τ grows"""
-WALK, LOOK, MOMENTUM = 200, 100, 0.95
-"""most steps in the metric of one Hessian, those between two looks at all pairs, and their heavy ball"""
+WALK, LOOK, MOMENTUM = 600, 50, 0.95
+"""most steps in the metric of one Hessian, those between two looks at all pairs, and the heavy ball's factor"""
 NOISE, SEEN = 1e-13, 1e-12
 """differences of f that rounding makes, and those that it can't hide"""
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """PyTorch's, for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class At(NamedTuple):
@@ -207,7 +219,8 @@ class Newton:
     def _look(self, M: Tensor) -> tuple[tuple[Tensor, ...], Tensor, float, At]:
         """Those of all that matter at M, their unit vectors, the worst distortion, and f."""
         limit = 10**9 if self.tau == self.tau_end else self.limit
-        ends, _, worst = strongest(self.problem, M, lambda c: c, limit, MARGIN / self.before)
+        with threads(1):  # tile by tile
+            ends, _, worst = strongest(self.problem, M, lambda c: c, limit, MARGIN / self.before)
         U = self.problem.subset(*ends).units()
         return ends, U, worst, weigh(U, M, self.tau, self.G)
 
@@ -290,22 +303,26 @@ class Newton:
         return True
 
     def _walk(self, solve: Callable[[Tensor], Tensor]) -> None:
-        """A heavy ball in the metric of K: a step that would raise f is not taken, stops it and halves the rate."""
-        start, velocity, rate = self.f, torch.zeros_like(self.M), 0.2
+        """A heavy ball in the metric of K, on those that mattered at its start, and those by which f turned out to have
+        risen where it got to. A step that would raise f is not taken, stops it and halves the rate.
+        """
+        start, rate, velocity, some, U = self.f, 0.2, torch.zeros_like(self.M), self.ends, self.U
         for _ in range(0, WALK, LOOK):
-            M, at = self.M, self._at
+            M, at = self.M, weigh(U, self.M, self.tau, self.G)
             for _ in range(LOOK):
                 velocity = MOMENTUM * velocity + rate * solve(at.g)
-                ahead = weigh(self.U, M + velocity, self.tau, self.G)
+                ahead = weigh(U, M + velocity, self.tau, self.G)
                 if ahead.f < at.f:
                     M, at, rate = M + velocity, ahead, min(1.0, 1.02 * rate)
                 else:
                     velocity, rate = torch.zeros_like(M), rate / 2
             before, there = self.f, self._look(M)
-            if there[-1].f >= before:
-                return
-            self._take(M, *there)
-            if before - self.f < 0.05 * (start - self.f):
+            if there[-1].f < before:
+                self._take(M, *there)
+            if before - there[-1].f < 0.7 * (before - at.f):
+                some = tuple(torch.stack([torch.cat(x) for x in zip(some, there[0], strict=True)]).unique(dim=1))
+                U, velocity = self.problem.subset(*some).units(), torch.zeros_like(M)
+            elif before - self.f < 0.05 * (start - self.f):
                 return
 
     def _escape(self) -> bool:

@@ -32,7 +32,7 @@ from model import (
     strongest,
     tail,
 )
-from newton import Newton, certificate
+from newton import Newton, certificate, threads
 from pgd import PGD, Certificate, certify
 from run import Descent, State
 
@@ -56,8 +56,8 @@ SAMPLE = 2 * 10**4
 SWITCH = 300.0
 """τ from which Newton's method takes over once the pairs that matter are at most `PER_VARIABLE` for each variable"""
 PER_VARIABLE = 2
-MOST = 5000
-"""most variables for Newton's method: beyond, a step takes half a minute, and PGD gets as far in less time"""
+MOST = 10**4
+"""most variables for Newton's method, where a step takes about a minute"""
 STEPS = 150
 """steps of it after which it is given up: of the runs in the README none that ended took more than 110"""
 LARGE, CORES = 2000, torch.get_num_threads()
@@ -294,12 +294,8 @@ class Derandomization(Descent):
     @torch.no_grad()
     def newton_step(self) -> None:
         """One step of Newton's method, at σ = 0."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(CORES if self.newton.M.numel() > LARGE else threads)
-        try:
+        with threads(CORES if self.newton.M.numel() > LARGE else torch.get_num_threads()):
             self.newton.step()
-        finally:
-            torch.set_num_threads(threads)
         self.params["M"].copy_(self.newton.M)
         self.params["t"].zero_()
         self.tau, self.value = self.newton.tau, self.newton.f

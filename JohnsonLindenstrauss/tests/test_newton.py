@@ -218,6 +218,26 @@ def test_the_walk_goes_on_along_negative_curvature(monkeypatch):
     assert fs[0] < fs[1] - 1e-3
 
 
+def test_the_walk_takes_in_what_it_has_made_heavy(monkeypatch):
+    """Where f rises by pairs that it had not looked at, it goes back, and with these it gets on: here three times."""
+    small, _ = metric(Pairs(table(60, 12)))
+    method = Newton(small, 0.3 * normal(3, 12), 300.0, 1e4, none(small.X))
+    method._turn()
+    solve, look, before, fs = next(method._trials())[0], method._look, method.f, []
+
+    def looked(M: Tensor) -> tuple:
+        fs.append(look(M)[-1].f)
+        return look(M)
+
+    monkeypatch.setattr(method, "_look", looked)
+    method._walk(solve)
+    best = np.minimum.accumulate([before, *fs])
+    rose = np.array(fs) > best[:-1]
+    assert (rose[:-1] & ~rose[1:]).sum() >= 3
+    assert method.f == best[-1] < before - 0.05
+    assert method.f == pytest.approx(bound(small, method.M, method.M.new_zeros(()), 300.0).item(), abs=1e-10)
+
+
 def test_f_never_rises_at_one_tau():
     small, _ = metric(Pairs(table(30, 8)))
     start = 0.3 * normal(3, 8)
