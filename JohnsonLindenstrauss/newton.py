@@ -39,7 +39,7 @@ DENSE = 10**4
 """most variables for which ∇²f is formed and factorized"""
 LEFT_OUT = 1e-3
 """share of all weight that the Hessian may lack before the end is near"""
-SETTLED = 0.03
+SETTLED = 0.06
 """fall of f, in units of 1/τ, below which τ grows"""
 WALK, LOOK, MOMENTUM = 600, 50, 0.95
 """most steps in the metric of one Hessian, those between two looks at all pairs, and the heavy ball's factor"""
@@ -297,7 +297,7 @@ class Newton:
             return False
         self._take(M, *there)
         if not seen or gained > 0.7 * expected:
-            self.mu /= 8 if easily else 1
+            self.mu /= (8 if seen else 64) if easily else 1
         elif gained < 0.25 * expected:
             self.mu *= 4
         return True

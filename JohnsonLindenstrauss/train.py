@@ -455,7 +455,8 @@ def sample(problem: Problem, M: Tensor, tau: float, size: int, generator: torch.
     """
 
     def key(c: Tensor) -> Tensor:
-        return torch.empty_like(c).exponential_(generator=generator).add_(c, alpha=tau / 2)
+        u = torch.rand(c.shape, generator=generator, dtype=c.dtype, device=c.device)
+        return (tau / 2 * c).sub_(u.neg_().log1p_())  # −log of a uniform number: a third of what exponential_ takes
 
     ends, keys, worst = strongest(problem, M, key, size + 1)
     least, last = keys.min(0)

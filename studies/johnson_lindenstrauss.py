@@ -4,6 +4,7 @@ the nearest neighbours that are left.
 python studies/johnson_lindenstrauss.py dimensions --jobs 2, and so on; each saves its table, figure and finished runs.
 """
 
+import json
 import sys
 import time
 from bisect import bisect_right as bisect
@@ -29,8 +30,8 @@ from compare import best_scaled, gaussian, pca, sparse
 from data import random_data, read_matrix
 from main import Config
 from model import Pairs, Problem, Vectors, distortion, row_space, strongest
-from run import BLUE, GREEN, ORANGE, PURPLE, RED, Positive, legend_below
-from sweep import Row, Sweep, band, command_line, quartiles, report, sweep, whole
+from run import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Positive, legend_below, save_figure, whole_files, writable
+from sweep import RESULTS, Row, Sweep, band, command_line, quartiles, report, sweep, whole
 from train import Derandomization
 
 DATA = {"vectors": 500, "Gaussian points": 64, "digits": 64}
@@ -57,6 +58,8 @@ HELD_OUT, HELD_OUT_K = 200, 20
 """points that nothing is fitted to, and the dimensions that they are projected to"""
 NEIGHBOURS, NEIGHBOURS_K = 10, (5, 10, 20)
 """nearest neighbours that are asked for, and the dimensions that they are looked for in"""
+SCALE = (500, 1000, 2000, 5000, 10_000)
+"""numbers of points for which results/ has what main.py took"""
 Size = Annotated[int, Field(ge=2, le=1797 - HELD_OUT)]
 
 
@@ -335,6 +338,30 @@ def neighbours(options: Sweep, n: Annotated[int, Field(gt=NEIGHBOURS, le=569)] =
     report("study_neighbours", ["data", "k", *SEARCHED], body, figure, options.out, {"n": n, "neighbours": NEIGHBOURS})
 
 
+def scale(options: Sweep) -> None:
+    """Seconds and distortion against n: of the runs jl_n500, … that results/ keeps (`tables.py run`); it runs none."""
+    runs = [json.loads((RESULTS / f"jl_n{n}.json").read_text(encoding="utf-8")) for n in SCALE]
+    d, k = (runs[0][name] for name in "dk")
+    figure = Figure(figsize=(8.2, 4), layout="constrained")
+    took, lost = figure.subplots(1, 2)
+    took.plot(SCALE, [run["seconds"] for run in runs], "o-", color=BLUE, label="derandomized, to an SOSP")
+    slope = runs[-1]["seconds"] * (np.array(SCALE) / SCALE[-1]) ** 2
+    took.plot(SCALE, slope, ":", color=GREY, linewidth=1.2, label="as the number of pairs")
+    lost.plot(SCALE, [run["distortion"] for run in runs], "o-", color=BLUE)
+    lost.plot(SCALE, [run["pca"] for run in runs], "s-.", color=GREEN)
+    took.plot([], [], "s-.", color=GREEN, label="best-scaled PCA")
+    took.set(yscale="log", ylim=(1, None), ylabel="seconds of two cores", title=f"Gaussian points, d = {d}, k = {k}")
+    lost.set(ylim=(0, 1), ylabel="worst distortion, over all pairs")
+    for axes in (took, lost):
+        axes.set(xscale="log", xlabel="points, n", xticks=SCALE)
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.xaxis.set_minor_formatter("")
+    legend_below(figure, 3)
+    writable(options.out)
+    with whole_files(options.out) as folder:
+        save_figure(figure, folder, "study_scale")
+
+
 def draw(panels: dict[str, dict[str, dict]], styles: list[tuple[str, str]], xlabel: str) -> Figure:
     """A panel a title: quartiles by the curve's name and x; styles: each curve's colour, marker and line."""
     figure = Figure(figsize=(1 + 3.4 * len(panels), 4.2), layout="constrained")
@@ -363,6 +390,7 @@ STUDIES = dict(
     objectives=objectives,
     generalization=generalization,
     neighbours=neighbours,
+    scale=scale,
 )
 
 if __name__ == "__main__":

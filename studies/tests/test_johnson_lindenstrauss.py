@@ -1,5 +1,6 @@
 """The studies of the projection measure what they say."""
 
+import json
 import sys
 from dataclasses import replace
 from math import inf, sqrt
@@ -132,3 +133,15 @@ def test_each_study_draws_its_figure_and_keeps_its_table(name, tmp_path, monkeyp
     assert {file.name for file in tmp_path.glob(f"study_{name}.*")} >= {
         f"study_{name}.{x}" for x in ("png", "pdf", "json")
     }
+
+
+def test_scale_draws_the_rows_that_are_kept(tmp_path, monkeypatch):
+    results, out = tmp_path / "results", tmp_path / "figures"
+    results.mkdir()
+    monkeypatch.setattr(study, "RESULTS", results)
+    with pytest.raises(FileNotFoundError, match="jl_n500"):
+        study.scale(Sweep(out=out))
+    for n in study.SCALE:
+        (results / f"jl_n{n}.json").write_text(json.dumps(dict(seconds=n / 30, distortion=0.3, pca=0.6, d=100, k=40)))
+    study.scale(Sweep(out=out))
+    assert sorted(file.name for file in out.iterdir()) == ["study_scale.pdf", "study_scale.png"]
