@@ -322,7 +322,7 @@ class Newton:
             if before - there[-1].f < 0.7 * (before - at.f):
                 some = tuple(torch.stack([torch.cat(x) for x in zip(some, there[0], strict=True)]).unique(dim=1))
                 U, velocity = self.problem.subset(*some).units(), torch.zeros_like(M)
-            elif before - self.f < 0.05 * (start - self.f):
+            elif before - self.f <= 0.05 * (start - self.f):
                 return
 
     def _escape(self) -> bool:

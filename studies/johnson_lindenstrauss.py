@@ -350,12 +350,13 @@ def scale(options: Sweep) -> None:
     lost.plot(SCALE, [run["distortion"] for run in runs], "o-", color=BLUE)
     lost.plot(SCALE, [run["pca"] for run in runs], "s-.", color=GREEN)
     took.plot([], [], "s-.", color=GREEN, label="best-scaled PCA")
-    took.set(yscale="log", ylim=(1, None), ylabel="seconds of two cores", title=f"Gaussian points, d = {d}, k = {k}")
+    took.set(yscale="log", ylim=(1, None), ylabel="seconds of two cores")
     lost.set(ylim=(0, 1), ylabel="worst distortion, over all pairs")
     for axes in (took, lost):
         axes.set(xscale="log", xlabel="points, n", xticks=SCALE)
         axes.xaxis.set_major_formatter("{x:,g}")
         axes.xaxis.set_minor_formatter("")
+    figure.suptitle(f"all distances between Gaussian points, d = {d}, k = {k}", fontsize=12)
     legend_below(figure, 3)
     writable(options.out)
     with whole_files(options.out) as folder:
