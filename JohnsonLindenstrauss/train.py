@@ -32,7 +32,7 @@ from model import (
     strongest,
     tail,
 )
-from newton import Newton, certificate, threads
+from newton import DENSE, Newton, certificate, threads
 from pgd import PGD, Certificate, certify
 from run import Descent, State
 
@@ -56,10 +56,8 @@ SAMPLE = 2 * 10**4
 SWITCH = 300.0
 """τ from which Newton's method takes over once the pairs that matter are at most `PER_VARIABLE` for each variable"""
 PER_VARIABLE = 2
-MOST = 10**4
-"""most variables for Newton's method, where a step takes about a minute"""
 STEPS = 150
-"""steps of it after which it is given up: of the runs in the README none that ended took more than 110"""
+"""steps of it after which it is given up: more than any run in the README takes"""
 LARGE, CORES = 2000, torch.get_num_threads()
 """variables from which a step of it is work for more than one thread, and the threads that this process was given"""
 CERTIFIABLE = 10**6
@@ -278,7 +276,7 @@ class Derandomization(Descent):
         """Whether pairs that matter and variables are few enough for Newton's method, or pairs far fewer than these."""
         variables, pairs = self.params["M"].numel(), self.few.N
         few = pairs <= PER_VARIABLE * variables + ANYWAY // 2 and not is_sample(self.few)
-        return few and self.tau >= min(SWITCH, self.config.tau) and (variables <= MOST or 4 * pairs < variables)
+        return few and self.tau >= min(SWITCH, self.config.tau) and (variables <= DENSE or 4 * pairs < variables)
 
     def isometry(self) -> None:
         """End the descent where k ≥ r: there f is convex in MᵀM, and least where MᵀM is the identity on the span of

@@ -1,5 +1,5 @@
-"""Studies of the projection: the dimensions that it needs, its three objectives, points that it was not fitted to, and
-the nearest neighbours that are left.
+"""Studies of the projection: the dimensions that it needs, its three objectives, points that it was not fitted to, the
+nearest neighbours that are left, and the time that many points take.
 
 python studies/johnson_lindenstrauss.py dimensions --jobs 2, and so on; each saves its table, figure and finished runs.
 """

@@ -226,8 +226,9 @@ def test_the_walk_takes_in_what_it_has_made_heavy(monkeypatch):
     solve, look, before, fs = next(method._trials())[0], method._look, method.f, []
 
     def looked(M: Tensor) -> tuple:
-        fs.append(look(M)[-1].f)
-        return look(M)
+        there = look(M)
+        fs.append(there[-1].f)
+        return there
 
     monkeypatch.setattr(method, "_look", looked)
     method._walk(solve)

@@ -386,7 +386,7 @@ def test_where_k_is_the_rank_nothing_is_lost(k):
 
 def test_with_too_many_variables_pgd_goes_on_alone(monkeypatch):
     few = small_descent(Pairs, growth=1.05, steps=600).run()
-    monkeypatch.setattr(train, "MOST", 17)  # of 18
+    monkeypatch.setattr(train, "DENSE", 17)  # of 18
     many = small_descent(Pairs, growth=1.05, steps=600).run()
     assert few.newton and not many.newton and many.tau == 1e4 and many.result().sigma < 1e-3
     assert few.result().distortion < many.result().distortion + 1e-6 < 1.1 * few.result().distortion
