@@ -18,24 +18,24 @@ FIGURES = {"fig1_toy_frozen_bias": True, "fig2_toy_trained_bias": False}
 """whether b is frozen in them"""
 
 
-def moment(w: Tensor, b: Tensor, k: int) -> Tensor:
-    """M_k = E[ReLU(w x + b)^k], elementwise; twice differentiable, at w = 0 too for b ≠ 0.
+def moments(w: Tensor, b: Tensor, k: int) -> list[Tensor]:
+    """M₀ to M_k, k ≥ 1: M_j = E[ReLU(w x + b)^j], elementwise; twice differentiable, at w = 0 too for b ≠ 0.
 
-    With s = |w|: M₀ = Φ(b/s), M₁ = b Φ(b/s) + s φ(b/s) and, by parts, M_k = b M_{k−1} + (k − 1) s² M_{k−2}.
+    With s = |w|: M₀ = Φ(b/s), M₁ = b Φ(b/s) + s φ(b/s) and, by parts, M_j = b M_{j−1} + (j − 1) s² M_{j−2}.
     """
     s = (w.square() + 1e-60).sqrt()  # s³, in the second derivatives, must not underflow
     t = b / s
-    previous, M = torch.special.ndtr(t), b * torch.special.ndtr(t) + s * (-t * t / 2).exp() / sqrt(2 * pi)
-    if k == 0:
-        return previous
+    P = torch.special.ndtr(t)
+    M = [P, b * P + s * (-t * t / 2).exp() / sqrt(2 * pi)]
     for j in range(2, k + 1):
-        previous, M = M, b * M + (j - 1) * w.square() * previous
+        M.append(b * M[j - 1] + (j - 1) * w.square() * M[j - 2])
     return M
 
 
 def objective(w: Tensor, b: Tensor, lam: Tensor) -> Tensor:
     """f(w, b) = E[(1 − ReLU³(w x + b))²] + λ w², elementwise."""
-    return 1 - 2 * moment(w, b, 3) + moment(w, b, 6) + lam * w.square()
+    M = moments(w, b, 6)
+    return 1 - 2 * M[3] + M[6] + lam * w.square()
 
 
 def global_minimizer(lam: float, frozen: bool) -> float:
