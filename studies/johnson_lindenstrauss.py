@@ -1,5 +1,5 @@
-"""Studies of the projection: the dimensions that it needs, its three objectives, points that it was not fitted to, the
-nearest neighbours that are left, and the time that many points take.
+"""Studies of the projection: the dimensions that it needs, its three objectives, what its start is to its end, points
+that it was not fitted to, the nearest neighbours that are left, and the time that many points take.
 
 python studies/johnson_lindenstrauss.py dimensions --jobs 2, and so on; each saves its table, figure and finished runs.
 """
@@ -54,6 +54,8 @@ EPSILONS = (0.5, 0.2, 0.1)
 """worst distortions to reach"""
 OBJECTIVES_ON = {"vectors": dict(k=30), "digits": dict(k=10)}
 """what the objectives are compared on; with main.py's hyperparameters"""
+STARTS, STARTS_K = ("a kick", "best-scaled PCA", "Gaussian"), (5, 8, 10)
+"""matrices from which the descent starts, but for a kick, and the dimensions in which ours is not below half of PCA"""
 HELD_OUT, HELD_OUT_K = 200, 20
 """points that nothing is fitted to, and the dimensions that they are projected to"""
 NEIGHBOURS, NEIGHBOURS_K = 10, (5, 10, 20)
@@ -183,6 +185,18 @@ def run_objectives(case: Row) -> Row:
     return curve | dict(steps=timed.t, sigma=timed.history["sigma"][-1])
 
 
+def run_starts(case: Row) -> Row:
+    """Worst distortion where the descent ends from the case's start, and whether that is an SOSP."""
+    problem, k = Pairs(torch.from_numpy(read_matrix("digits")[: case["n"]])), case["k"]
+    run = descent(Derandomization, problem, case["seed"], k=k)
+    if case["start"] != "a kick":
+        start = projection(case["start"], problem, k, case["seed"])
+        run.params["M"] += torch.linalg.lstsq(run.basis.T, start.T).solution.T
+    result = whole(run.run().result())
+    sosp = float(result.certificate.is_sosp)
+    return dict(distortion=result.distortion, sosp=sosp, pca=distortion(problem, pca(problem, k)))
+
+
 def run_generalization(case: Row) -> Row:
     """Worst distortion by each method that sees the data: of the n points that it sees, and of the held-out points."""
     X = points(case["data"], HELD_OUT + case["n"], case["seed"])
@@ -292,6 +306,36 @@ def objectives(options: Sweep, n: Size = 100, seconds: Positive = 6) -> None:
     report("study_objectives", header, body, figure, options.out, last | {"seconds": seconds})
 
 
+def starts(options: Sweep, n: Annotated[int, Field(ge=11, le=1797)] = 500) -> None:
+    """Worst distortion of the first n digits where the descent ends, by where it starts, as a share of PCA's."""
+    cases = [
+        dict(n=n, k=k, start=start, seed=seed) for k in STARTS_K for start in STARTS for seed in range(options.seeds)
+    ]
+    rows = sweep(run_starts, cases, "starts", options)
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes, body = figure.subplots(), []
+    for i, (start, color, mark) in enumerate(zip(STARTS, (BLUE, GREEN, RED), "osv", strict=True)):
+        ends = {k: [row for row in rows if row["k"] == k and row["start"] == start] for k in STARTS_K}
+        for x, (k, those) in enumerate(ends.items()):
+            reached = np.array([row["distortion"] for row in those])
+            at, half = np.linspace(-0.1, 0.1, len(those)) + x + 0.25 * (i - 1), those[0]["pca"] / 2
+            label = dict(label=f"from {start}{' matrices' * (start == 'Gaussian')}") if not x else {}
+            axes.plot(at, reached / (2 * half), mark, color=color, markersize=4, **label)
+            least, most, sosps = float(reached.min()), float(reached.max()), sum(row["sosp"] for row in those)
+            body.append([k, start, least, float(np.median(reached)), most, f"{sosps:.0f} of {len(those)}", half])
+    axes.axhline(0.5, color=GREY, linestyle=":", label="half")
+    ticks = [f"k = {k}" for k in STARTS_K]
+    axes.set(
+        ylim=(0.45, 1), xticks=range(len(ticks)), xticklabels=ticks, ylabel="share of best-scaled PCA's distortion"
+    )
+    axes.set_title(f"all distances of {n} digits")
+    legend_below(figure, 4)
+    header = ["k", "start", "least", "median", "most", "SOSPs", "half of best-scaled PCA's"]
+    report(
+        "study_starts", header, sorted(body, key=lambda x: x[0]), figure, options.out, {"n": n, "seeds": options.seeds}
+    )
+
+
 def generalization(options: Sweep, n: tuple[Size, ...] = (50, 100, 400)) -> None:
     """Worst distortion of held-out points of the same data, against the number of points that M was fitted to."""
     cases = [dict(data=data, n=size, seed=seed) for data in DATA for size in n for seed in range(options.seeds)]
@@ -389,6 +433,7 @@ STUDIES = dict(
     dimensions=dimensions,
     nuclear=nuclear,
     objectives=objectives,
+    starts=starts,
     generalization=generalization,
     neighbours=neighbours,
     scale=scale,

@@ -16,7 +16,7 @@ sys.path.insert(1, str(Path(__file__).parents[2] / "JohnsonLindenstrauss"))
 
 import johnson_lindenstrauss as study
 from johnson_lindenstrauss import DATA, DIMENSIONS, points, problem_of, projection, times
-from model import distortion
+from model import Pairs, distortion
 from sweep import Sweep
 from train import Derandomization
 
@@ -83,6 +83,26 @@ def test_objectives_stop_in_time(data, objective):
     assert times(0.2)[-1] == 0.2 and times(0.2)[-6] == pytest.approx(0.1)
 
 
+def test_where_the_descent_starts(monkeypatch):
+    """It moves on from there: without steps it ends at the matrix that it started from, but for the kick."""
+    case = dict(n=30, k=8, seed=0)
+    ends = {start: study.run_starts(case | dict(start=start)) for start in study.STARTS}
+    assert all(row["sosp"] == 1 and row["distortion"] < 0.6 * row["pca"] for row in ends.values())
+    problem = Pairs(torch.from_numpy(study.read_matrix("digits")[:30]))
+    begun = {}
+
+    def run(self: Derandomization) -> Derandomization:
+        begun["M"] = self.point()[0] @ self.basis
+        return finish(self)
+
+    finish = Derandomization.run
+    monkeypatch.setattr(Derandomization, "run", run)
+    for start in study.STARTS[1:]:
+        study.run_starts(case | dict(start=start))
+        asked = distortion(problem, projection(start, problem, 8, seed=0))
+        assert distortion(problem, begun["M"]) == pytest.approx(asked, rel=0.05)
+
+
 def test_seen_and_unseen(monkeypatch):
     monkeypatch.setitem(study.FIT, "steps", 600)
     row = study.run_generalization(dict(data="Gaussian points", n=12, seed=0))
@@ -128,7 +148,7 @@ def test_each_study_draws_its_figure_and_keeps_its_table(name, tmp_path, monkeyp
     study.STUDIES[name](replace(Sweep(), seeds=1, out=tmp_path), **sizes)
     text = (tmp_path / f"study_{name}.md").read_text()
     assert text.strip() in capsys.readouterr().out
-    assert len(text.splitlines()) == 2 + (9 if name == "dimensions" else 6)
+    assert len(text.splitlines()) == 2 + (9 if name in ("dimensions", "starts") else 6)
     torch.set_flush_denormal(False)  # which runs set
     assert {file.name for file in tmp_path.glob(f"study_{name}.*")} >= {
         f"study_{name}.{x}" for x in ("png", "pdf", "json")
