@@ -6,6 +6,7 @@ coordinate of its input, so that what integrates over x integrates over the nois
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from math import sqrt
 from typing import TYPE_CHECKING
@@ -189,12 +190,16 @@ def sampled(dimensions: int, samples: int, generator: torch.Generator) -> tuple[
 
 HELD_OUT = 4096
 """points of the Sobol sets on which a risk in more than 3 dimensions is measured"""
+NODES = 36, 4
+"""of the coarsest rule up to 3 dimensions, along each of the teacher's directions and across"""
 
 
 def build(
     config: "Config", generator: torch.Generator
-) -> tuple[Teacher, Student, Batch | Callable[[], Batch], Batch, tuple[Batch, Batch]]:
-    """The teacher, the student, the data trained on, those held out, and two finer sets: of certificate and test.
+) -> tuple[Teacher, Student, Batch | Callable[[], Batch] | None, Callable[[int], Batch]]:
+    """The teacher, the student, the data to train on (None: the rule), and a rule for the population, as a function.
+
+    rule(level): from level 0 on, rules of √2 times as many nodes each, or beyond 3 dimensions other Sobol sets.
 
     config: with all its hyperparameters (`train.complete`); generator: of the initial weights and fresh batches.
     """
@@ -205,26 +210,23 @@ def build(
     for name, parameter in student.named_parameters():
         kept = config.trained == "first" and name not in ("W", "b")
         parameter.requires_grad_(not (kept or (name == "b" and config.freeze_bias)))
+    n, k = teacher.inputs, config.k
 
     def labelled(points: tuple[Tensor, Tensor]) -> Batch:
         return teacher.labelled(*(x.to(config.device) for x in points))
 
-    n, k, a, c = teacher.inputs, config.k, config.nodes, config.nodes_across
-    if config.d <= 3:
-        sizes = (a, c), (a + 2 * a // 5 + 1, c + 4), (a + 3 * a // 5 + 2, c + 9)  # which share no error
-        rules = [quadrature([along] * k + [across] * (n - k), trapezoids=k) for along, across in sizes]
-        held_out, *finer = map(labelled, rules)
-    else:
-        held_out, *finer = (labelled(sobol(n, HELD_OUT, seed=config.seed + i)) for i in (1, 2, 3))
-    data: Batch | Callable[[], Batch] = held_out
+    @cache
+    def rule(level: int) -> Batch:
+        if config.d > 3:
+            return labelled(sobol(n, HELD_OUT, seed=config.seed + 1 + level))
+        along, across = (round(nodes * 2 ** (level / 2)) for nodes in NODES)
+        return labelled(quadrature([along] * k + [across] * (n - k), trapezoids=k))
+
+    if config.risk == "quadrature":
+        return teacher, student, None, rule
     if config.risk == "sobol":
-        data = labelled(sobol(n, config.samples, seed=config.seed))
-    elif config.risk == "sampled":
-
-        def data() -> Batch:
-            return labelled(sampled(n, config.batch, generator))
-
-    return teacher, student, data, held_out, tuple(finer)
+        return teacher, student, labelled(sobol(n, config.samples, seed=config.seed)), rule
+    return teacher, student, lambda: labelled(sampled(n, config.batch, generator)), rule
 
 
 # --- what is left of the weights --------------------------------------------------------------------------------------

