@@ -278,12 +278,13 @@ def _recurrence(
                 basis = np.concatenate([basis, np.empty_like(basis)])
             basis[kept] = v
             kept += 1
-        Hv = product(v)
-        alpha = v @ Hv
-        rest = Hv - alpha * v - beta * before
+        rest = product(v)
+        alpha, length = v @ rest, _length(rest)
+        rest -= alpha * v  # in place, as a vector may take a tenth of a gigabyte
+        rest -= beta * before
         rest -= basis[:kept].T @ (basis[:kept] @ rest)
         beta = max(_length(rest), 1e-290)
-        yield alpha, beta, _length(Hv), v
+        yield alpha, beta, length, v
         before, v = v, rest / beta
 
 
