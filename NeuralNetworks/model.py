@@ -191,7 +191,7 @@ def sampled(dimensions: int, samples: int, generator: torch.Generator) -> tuple[
 HELD_OUT = 4096
 """points of the Sobol sets on which a risk in more than 3 dimensions is measured"""
 NODES = 36, 4
-"""of the coarsest rule up to 3 dimensions, along each of the teacher's directions and across"""
+"""of the coarsest rule up to 3 dimensions: 36/√k along each of the teacher's k directions, and 4 across"""
 
 
 def build(
@@ -219,7 +219,9 @@ def build(
     def rule(level: int) -> Batch:
         if config.d > 3:
             return labelled(sobol(n, HELD_OUT, seed=config.seed + 1 + level))
-        along, across = (round(nodes * 2 ** (level / 2)) for nodes in NODES)
+        if config.risk != "quadrature":
+            level += 4 // max(k, 1)  # as no training chooses it
+        along, across = (round(nodes * 2 ** (level / 2)) for nodes in (NODES[0] / sqrt(max(k, 1)), NODES[1]))
         return labelled(quadrature([along] * k + [across] * (n - k), trapezoids=k))
 
     if config.risk == "quadrature":

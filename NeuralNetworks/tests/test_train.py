@@ -308,7 +308,7 @@ def test_a_rule_that_is_off_is_refined(monkeypatch):
     assert run_.level == 0
 
 
-@pytest.mark.parametrize("d, risk_", [(2, "quadrature"), (4, "sobol"), (4, "sampled")])
+@pytest.mark.parametrize("d, risk_", [(2, "quadrature"), (2, "sobol"), (4, "sobol"), (4, "sampled")])
 def test_what_is_built_is_what_the_config_says(d, risk_):
     config = complete(Config(d=d, width=7, depth=4, risk=risk_, samples=64, batch=9, freeze_bias=True))
     generator = torch.Generator().manual_seed(0)
