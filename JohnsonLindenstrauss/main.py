@@ -119,25 +119,16 @@ def main(config: Config) -> bool:
     result = Derandomization(problem, config, generator).run(checkpoint).result()
     seconds = time.perf_counter() - start
 
-    compared = compare(problem, result.M, config.gaussians, config.seed)
-    results = {
-        "experiment": "JohnsonLindenstrauss",
-        "seconds": seconds,
-        "steps": result.steps,
-        "perturbations": len(result.kicks),
-        "objective": result.objective,
-        "certificate": result.certificate and asdict(result.certificate),
-        "n": len(problem.X),
-        "d": problem.d,
-        "k": config.k,
-        "problem": config.problem,
-        "preserved": problem.N,
-        "duplicates": getattr(problem, "duplicates", 0),
-        "distortion": result.distortion,
-        "sigma": result.sigma,
-        "tau": result.tau,
-        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # bytes, on Linux
-    } | compared.numbers()
+    try:
+        compared = compare(problem, result.M, config.gaussians, config.seed)
+    except KeyboardInterrupt:  # our matrix is what counts
+        compared, result.interrupted = compare(problem, result.M, 1, config.seed), True
+    results = dict(experiment="JohnsonLindenstrauss", n=len(problem.X), d=problem.d, k=config.k, problem=config.problem)
+    results |= dict(preserved=problem.N, duplicates=getattr(problem, "duplicates", 0))
+    results |= dict(distortion=result.distortion, sigma=result.sigma, tau=result.tau, objective=result.objective)
+    results |= dict(certificate=result.certificate and asdict(result.certificate))
+    results |= dict(seconds=seconds, steps=result.steps, perturbations=len(result.kicks)) | compared.numbers()
+    results |= dict(peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)  # bytes, on Linux
     with run.whole_files(config.out) as folder:
         np.save(folder / "projection.npy", result.M.cpu().numpy())
         history = result.history | {"gaussian": compared.gaussian}

@@ -5,8 +5,8 @@ Run it as it is for the paper's graph and figures 4 and 5; edit the defaults bel
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,7 +24,7 @@ from optimizer import Derandomization
 from run import Count, Device, Momentum, NotNegative, Positive, Seed
 from sdp import goemans_williamson, sdp_value, solve_sdp, upper_bound
 from search import search
-from utilities import EXACT_LIMIT, exact_maxcut, random_graph, read_graph, threads
+from utilities import EXACT_LIMIT, aside, exact_maxcut, random_graph, read_graph, threads
 
 DRAWN = 200
 """Graphs of up to so many vertices are drawn, and run a second time without perturbations for the figure `saddle`."""
@@ -100,8 +100,8 @@ def main(config: Config) -> bool:
 
     since = time.perf_counter() - checkpoint.elapsed
     V = solve_sdp(graph, generator=generator)
-    aside, other = ThreadPoolExecutor(1), torch.Generator(config.device).manual_seed(config.seed + 1)
-    known = aside.submit(upper_bound, graph, V), aside.submit(goemans_williamson, graph, V, config.roundings, other)
+    draw = partial(goemans_williamson, graph, V, generator=torch.Generator(config.device).manual_seed(config.seed + 1))
+    known = aside(partial(upper_bound, graph, V), partial(draw, config.roundings))
     relaxed = time.perf_counter()
     descent, found = Derandomization(graph, V, config, generator).run(checkpoint), None
     s = descent.round()
@@ -116,9 +116,12 @@ def main(config: Config) -> bool:
         found = search(graph, V, s, config, generator, since, most, workers, checkpoint, reserve)
         descent.plant(s := torch.from_numpy(found.best_cut()).to(s))
     result, descended = descent.result(s), time.perf_counter()
-    (bound, proof), gw = known[0].result(), known[1].result().cpu().numpy()
     interrupted = result.interrupted or bool(found and found.interrupted)
-    optimum, still = exact_maxcut(graph)[0] if graph.n <= EXACT_LIMIT else None, None
+    try:
+        (bound, proof), gw = known[0].result(), known[1].result()
+    except KeyboardInterrupt:  # these may take longer than the cut, which is what counts
+        (bound, proof), gw, interrupted = (float(graph.w.clamp(min=0).sum()), "the weights' sum"), draw(1), True
+    gw, optimum, still = gw.cpu().numpy(), exact_maxcut(graph)[0] if graph.n <= EXACT_LIMIT else None, None
     if graph.n <= DRAWN:  # smaller steps, as the curvature at the saddle is of order 1/ε
         unperturbed = replace(config, radius=0.0, algorithm="default", seconds=None, descents=None, lr=config.lr / 3)
         still = Derandomization(graph, V, unperturbed, generator).run().result()
@@ -126,8 +129,8 @@ def main(config: Config) -> bool:
     results = dict(experiment="MAXCUT", n=graph.n, m=graph.m, cut=result.cut, optimum=optimum, sigma=result.sigma)
     results |= dict(expected_cut=float(result.history["expected_cut"][-1]), objective=result.objective)
     results |= dict(upper_bound=bound, upper_bound_proof=proof, sdp_value=sdp_value(graph, V))
-    results |= dict(gw_mean=gw.mean(), gw_best=gw.max(), descents=1 + (found.descents if found else 0))
-    results |= dict(steps=result.steps, perturbations=len(result.kicks))
+    results |= dict(gw_mean=gw.mean(), gw_best=gw.max(), roundings=len(gw))
+    results |= dict(descents=1 + (found.descents if found else 0), steps=result.steps, perturbations=len(result.kicks))
     results |= dict(certificate=result.certificate and asdict(result.certificate))
     results |= dict(seconds=descended - since, seconds_pgd=descended - relaxed + checkpoint.elapsed)
     searched = {"search_seconds": found.seconds, "search_cut": found.best} if found else {}

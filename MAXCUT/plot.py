@@ -48,7 +48,7 @@ def summary(config: "Config", results: dict, result: Result, found: Search | Non
         "cut": f"{r['cut']:.10g}{beside}" + (": the best so far, interrupted" if interrupted else ""),
         "E[cut]": f"{r['expected_cut']:.10g} where the descent ended, before any rounding",
         "upper bound": f"{bound:.10g} (SDP value {r['sdp_value']:.10g}; {proof})",
-        "Goemans–W.": f"mean {r['gw_mean']:.6g}, best of {config.roundings} {r['gw_best']:.10g}",
+        "Goemans–W.": f"mean {r['gw_mean']:.6g}, best of {r['roundings']} {r['gw_best']:.10g}",
         "rounding": f"σ = {r['sigma']:.1e} after {r['steps']} steps and {r['perturbations']} perturbations",
     }
     if found is not None:

@@ -1,10 +1,13 @@
 """Graphs: make them, read them, value their cuts, find the exact maximum cut of small ones."""
 
 import warnings
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TextIO
+from threading import Thread
+from typing import Any, TextIO
 
 import networkx as nx
 import numpy as np
@@ -86,6 +89,21 @@ class Graph:
 def threads(graph: Graph, cores: int) -> int:
     """Threads for PyTorch: more than one gain little below 200,000 edges, and lose much on a busy machine."""
     return cores if graph.m >= 200_000 else 1
+
+
+def aside(*calls: Callable[[], Any]) -> list[Future]:
+    """What the calls return, made one after the other in a thread that the program's end does not wait for."""
+    futures = [Future() for _ in calls]
+
+    def work() -> None:
+        for future, call in zip(futures, calls, strict=True):
+            try:
+                future.set_result(call())
+            except BaseException as error:  # is raised where the result is asked for
+                future.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    return futures
 
 
 def weighted_sums(start: Tensor, column: Tensor, values: Tensor, Y: Tensor) -> Tensor:

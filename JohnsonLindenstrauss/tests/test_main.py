@@ -192,6 +192,23 @@ def test_ctrl_c_in_the_certificate_saves_the_matrix(tmp_path, capsys, monkeypatc
     assert results(tmp_path)["certificate"] is None and results(tmp_path)["distortion"] < 1e-10
 
 
+def test_ctrl_c_in_the_comparison_saves_the_matrix(tmp_path, capsys, monkeypatch):
+    module = sys.modules[main.__module__]
+    asked, compare = [], module.compare
+
+    def interrupted(problem: object, M: object, count: int, seed: int) -> object:
+        asked.append(count)
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return compare(problem, M, count, seed)
+
+    monkeypatch.setattr(module, "compare", interrupted)
+    assert main(Config(**SMALL, out=tmp_path)) and asked == [50, 1]
+    assert "interrupted" in capsys.readouterr().out
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["certificate"]["is_sosp"] and found["gaussians"] == 1 and (tmp_path / "projection.npy").exists()
+
+
 def test_ctrl_c_saves_the_matrix_so_far(tmp_path):
     arguments = ["--problem", "pairs", "--n", "200", "--d", "50", "--steps", "1000000", "--out", tmp_path]
     terminal, stderr = pty.openpty()  # a progress bar shows that the descent is under way

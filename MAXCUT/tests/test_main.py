@@ -207,6 +207,17 @@ def test_ctrl_c_in_the_certificate_saves_the_cut(tmp_path, capsys, monkeypatch):
     assert results(tmp_path)["certificate"] is None and results(tmp_path)["cut"] == 41
 
 
+def test_ctrl_c_while_the_bound_is_awaited_saves_the_cut(tmp_path, capsys, monkeypatch):
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules[main.__module__], "upper_bound", interrupted)
+    assert main(Config(out=tmp_path))
+    assert "weights' sum" in capsys.readouterr().out
+    found = results(tmp_path)
+    assert found["cut"] == 41 <= found["upper_bound"] == found["m"] and found["roundings"] == 1
+
+
 @pytest.mark.parametrize(
     "flags, sign",
     [(["--steps", "100000", "--growth", "1"], b"E[cut]"), (["--seconds", "600", "--steps", "300"], b"cut ")],
