@@ -153,7 +153,7 @@ class PGD(torch.optim.Optimizer):
         noise = [torch.randn(x.shape, generator=self.generator, dtype=x.dtype, device=x.device) for x in params]
         uniform = torch.rand((), generator=self.generator, dtype=params[0].dtype, device=params[0].device)
         n = sum(x.numel() for x in params)
-        scale = self.radius * uniform ** (1 / n) / _norm(noise)
+        scale = self.radius * uniform ** (1 / n) / norm(noise)
         for x, z in zip(params, noise, strict=True):
             x += scale * z
         self.perturbations += 1
@@ -168,7 +168,7 @@ class PGD(torch.optim.Optimizer):
     def _evaluate(self, closure: Callable[[], Tensor | Callable[[], float]]) -> Tensor | Callable[[], float]:
         with torch.enable_grad():
             f = closure()
-        self.gradient_norm = _norm([x.grad for x in self.param_groups[0]["params"] if x.grad is not None])
+        self.gradient_norm = norm([x.grad for x in self.param_groups[0]["params"] if x.grad is not None])
         return f
 
 
@@ -443,7 +443,7 @@ def certify(
     """
     with torch.enable_grad():
         gradients = torch.autograd.grad(objective(), [*params, W], materialize_grads=True)
-    gradient_norm, w_norm = _norm(gradients[:-1]), float(project(W.detach()).norm())
+    gradient_norm, w_norm = norm(gradients[:-1]), float(project(W.detach()).norm())
     threshold, stationary = min(sqrt(K * rho), lam or inf), gradient_norm <= rho
     accuracies = (threshold / 4, (lam or threshold) / 4)
     if not stationary:  # it takes long where the spectrum is wide
@@ -466,7 +466,8 @@ def certify(
     )
 
 
-def _norm(tensors: Sequence[Tensor]) -> float:
+def norm(tensors: Sequence[Tensor]) -> float:
+    """Euclidean norm of all of them as one vector."""
     return hypot(*(float(torch.linalg.vector_norm(x)) for x in tensors))
 
 

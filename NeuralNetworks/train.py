@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from math import hypot, inf, isfinite, nan, sqrt
+from math import inf, isfinite, nan, sqrt
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model import LOSSES, Batch, Loss, parallel, perpendicular, risk
-from pgd import PGD, Certificate, certify
+from pgd import PGD, Certificate, certify, norm
 from run import Descent, State
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Training(Descent):
         """f and ∇f, the level raised until the next one's ∇f differs by no more than `OFF` allows."""
         while self.level < FINEST and len(self.rule(self.level)[0]) * len(self.student.W) < MOST:
             finer_f, finer = self.gradient(self.rule(self.level + 1))
-            if _distance(slope, finer) <= OFF * max(_distance(finer), self.config.rho):
+            if norm([g - h for g, h in zip(slope, finer, strict=True)]) <= OFF * max(norm(finer), self.config.rho):
                 break
             self.level, f, slope = self.level + 1, finer_f, finer
         return f, slope
@@ -153,9 +153,10 @@ class Training(Descent):
 
         def closure() -> Tensor:
             f, slope = self.gradient(self.batch())
-            kick = _distance(slope) <= self.pgd.param_groups[0]["rho"] and self.t > self._checked + self.config.patience
-            if self.data is None and (kick or self.t & (self.t - 1) == 0):
-                f, slope = self.refined(f, slope)
+            if self.data is None:
+                kick = self.t > self._checked + self.config.patience and norm(slope) <= self.pgd.param_groups[0]["rho"]
+                if kick or self.t & (self.t - 1) == 0:
+                    f, slope = self.refined(f, slope)
                 self._checked = self.t if kick else self._checked
             for x, g in zip(self.params.values(), slope, strict=True):
                 x.grad = g
@@ -228,7 +229,8 @@ class Training(Descent):
         b_trained = b.requires_grad
         b.requires_grad_()  # the lemma's bound needs the Hessian in b, trained or not
         certified, finer = (self.rule(self.level + i) for i in (1, 2))
-        error = _distance(*(self.gradient(batch)[1] for batch in (certified, finer)))
+        gradients = (self.gradient(batch)[1] for batch in (certified, finer))
+        error = norm([g - h for g, h in zip(*gradients, strict=True)])
         f, project = partial(self.objective, certified), partial(perpendicular, U=self.U)
         lemma = f, params, W, b, self.config.lam, self.config.rho
         certificate = self.certified(certify, *lemma, project=project, gradient_error=error)
@@ -236,8 +238,3 @@ class Training(Descent):
         if certificate and not isfinite(certificate.gradient_norm):
             raise FloatingPointError(f"the gradient is {certificate.gradient_norm} at step {self.t}")
         return Result(certificate, self.arrays(), self.kicks, self.t, self.pgd.converged, self.interrupted)
-
-
-def _distance(x: list[Tensor], y: list[Tensor] | None = None) -> float:
-    """‖x − y‖, or ‖x‖, over all tensors as one vector."""
-    return hypot(*(float(torch.linalg.vector_norm(a if y is None else a - b)) for a, b in zip(x, y or x, strict=True)))
