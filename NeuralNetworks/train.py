@@ -51,7 +51,7 @@ def complete(config: "Config") -> "Config":
     return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
 
 
-OFF = 0.05
+OFF = 0.02
 """share of ‖∇f‖, or of ρ where that is larger, by which the rule that is trained on may be off"""
 FINEST, MOST = 8, 2**25
 """level, and numbers, points times neurons, at which a rule is not refined: a quarter of a gigabyte a layer"""
