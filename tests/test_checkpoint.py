@@ -80,6 +80,7 @@ def test_killed_runs_come_to_the_same_end(finished, tmp_path, kills):
         np.testing.assert_array_equal(killed_curves[curve], values, err_msg=curve)
 
 
+@pytest.mark.soak
 def test_a_killed_search_keeps_its_cuts_and_its_time(tmp_path):
     case = "MAXCUT --n 50 --p 0.2 --steps 400"
     out = killed_and_resumed(f"{case} --seconds 2", tmp_path, 1, kills=1)

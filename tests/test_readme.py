@@ -142,6 +142,7 @@ for line in lines:
 STUDIES = ["maxcut", "johnson_lindenstrauss", "neural_networks"]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("study", STUDIES)
 def test_the_studies_are_known(clone, study):
     program = f"studies/{study}.py"
@@ -160,6 +161,7 @@ def test_the_benchmarks_run(clone):
         assert done.returncode == 0 and done.stdout.startswith("| "), done.stderr
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("folder, block", PYTHON, ids=[f"{folder}-{n}" for n, (folder, _) in enumerate(PYTHON)])
 def test_the_code_blocks_run(clone, folder, block):
     for read in re.findall(r'np\.load\("(.*?)"\)', block):

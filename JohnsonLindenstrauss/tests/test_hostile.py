@@ -256,6 +256,7 @@ FIELDS = dict.fromkeys(("tau", "growth", "epsilon", "lr", "lam", "momentum", "rh
 }
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("sketches")
 @pytest.mark.filterwarnings("ignore:.*function-scoped fixture")
 @settings(max_examples=25)

@@ -29,6 +29,7 @@ def test_families():
     assert family(make_graph(300, graph.i.numpy(), graph.j.numpy(), signs)) == "random ±"
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("rival", RIVALS)
 def test_every_rival_is_one(rival):
     """On 22 vertices all of them find the optimum with weights of either sign: no sign is turned."""
@@ -59,6 +60,7 @@ def call(monkeypatch, *arguments: str | Path) -> int:
     return command_line({"cuts": cuts, "steps": steps}, benchmark.__doc__)
 
 
+@pytest.mark.soak
 def test_cuts_of_a_folder(tmp_path, monkeypatch, capsys):
     graphs = tmp_path / "graphs"
     graphs.mkdir()

@@ -83,6 +83,7 @@ def test_objectives_stop_in_time(data, objective):
     assert times(0.2)[-1] == 0.2 and times(0.2)[-6] == pytest.approx(0.1)
 
 
+@pytest.mark.soak
 def test_where_the_descent_starts(monkeypatch):
     """Its first M is the one that it is to start from, but for the kick, and it moves on from there to an SOSP."""
     problem, begun, finish = Pairs(torch.from_numpy(study.read_matrix("digits")[:15])), [], Derandomization.run
@@ -135,6 +136,7 @@ def test_a_run_that_ctrl_c_cuts_short_is_not_kept(monkeypatch):
         study.run_dimensions(dict(data="vectors", n=5, k=2, seed=0))
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", [name for name in study.STUDIES if name != "scale"])
 def test_each_study_draws_its_figure_and_keeps_its_table(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(study.FIT, "steps", 20)

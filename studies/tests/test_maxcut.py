@@ -107,6 +107,7 @@ def call(monkeypatch, *arguments: str | Path) -> int:
     return command_line(STUDIES, "Studies.")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name, lines", [("smoothing", 6), ("graphs", 8), ("escape", 4)])
 def test_a_small_study_writes_its_files(tmp_path, monkeypatch, capsys, name, lines):
     monkeypatch.setattr(study, "EPSILONS", (0.01, 0.3))

@@ -165,6 +165,7 @@ def test_what_is_blind_is_blind():
     assert study.sine(PEERS["SAVE"](z, y, 1), U) < 0.1
 
 
+@pytest.mark.soak
 def test_a_recovered_direction_is_measured(monkeypatch):
     monkeypatch.setattr(study, "StructureDiscovery", partial(StructureDiscovery, steps=100, max_directions=2, width=30))
     row = study.recover(study.PLANTED | dict(n=400, d=4, seed=0))
@@ -172,6 +173,7 @@ def test_a_recovered_direction_is_measured(monkeypatch):
     assert row["r2"] > 0.7 and row["link known"] < min(0.1, 1.1 * row["ours"])
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["lemma", "decay", "inputs", "architecture", "iota", "samples"])
 def test_a_study_leaves_its_files(tmp_path, capsys, name):
     getattr(study, name)(Sweep(seeds=1, out=tmp_path))
@@ -180,6 +182,7 @@ def test_a_study_leaves_its_files(tmp_path, capsys, name):
     assert (tmp_path / f"study_{name}.md").read_text() in capsys.readouterr().out
 
 
+@pytest.mark.soak
 def test_the_study_of_tables_leaves_its_files(tmp_path, capsys, monkeypatch):
     links, quick = dict(list(study.LINKS.items())[:2]), dict(steps=5, max_directions=2, width=5)
     changes = dict(LINKS=links, FURTHER=(list(links)[1],), PLANTED=study.PLANTED | dict(n=60, d=3), TEST_ROWS=50)
