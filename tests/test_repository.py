@@ -78,6 +78,7 @@ def test_requirements_are_pinned():
         assert line.count("==") == 1, line
 
 
+@pytest.mark.soak
 def test_the_pictures_of_the_three_collapses(tmp_path):
     for file in ("collapse.py", *(f"MAXCUT/{name}" for name in SHARED)):
         (tmp_path / file).parent.mkdir(exist_ok=True)

@@ -283,6 +283,7 @@ def test_any_folder(tmp_path, place):
     assert (tmp_path / "file").read_bytes() == b""
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("sketches")
 @settings(max_examples=8)
 @given(data=st.data(), problem=st.sampled_from(["vectors", "pairs"]), objective=st.sampled_from(["bound", "tail"]))
@@ -296,6 +297,7 @@ def test_any_data(data, problem, objective):
         assert found["distortion"] >= 0 and found["gaussian_min"] <= found["gaussian_mean"]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "words, status",
     [

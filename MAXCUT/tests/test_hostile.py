@@ -165,6 +165,7 @@ def test_no_header_takes_memory_and_no_weight_overflows(tmp_path, text, word):
         tracemalloc.stop()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("suffix", [".txt", ".edgelist"])
 def test_a_million_lines(tmp_path, suffix):
     m = 1_000_000

@@ -106,6 +106,7 @@ def test_seconds_are_used_for_a_better_cut(tmp_path, capsys):
     assert "more descents" in capsys.readouterr().out
 
 
+@pytest.mark.soak
 def test_the_other_ways_run(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["run"], "save_figure", lambda *figure: None)
     config = Config(lr=0.05, rho=1e-5, patience=200, steps=10_000, roundings=10)

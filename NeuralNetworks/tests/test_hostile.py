@@ -220,6 +220,7 @@ def call(*arguments: str | bytes, **environment: str) -> subprocess.CompletedPro
     )
 
 
+@pytest.mark.soak
 def test_more_than_the_memory_holds_is_refused(tmp_path):
     for flags in (("--width", "1000000000"), ("--risk", "sampled", "--batch", "1000000000")):
         done = call(*flags, "--out", tmp_path / "out")
