@@ -21,7 +21,7 @@ from torch import Tensor
 from pgd import PGD, Certificate, certify
 from run import Descent
 from sdp import principal
-from utilities import Graph, cut_values, weighted_sums
+from utilities import Graph, cut_values, trim, weighted_sums
 
 if TYPE_CHECKING:
     from main import Config
@@ -388,6 +388,7 @@ class Derandomization(Descent):
 
         Every cut, however bad, is an SOSP at V = 0 and large |μ|; of the search's cut this shows no more.
         """
+        trim()  # of what the search has left
         length = 1e-3 * self.config.epsilon * self.problem.root_d.to(self.V)[:, None]
         self.V *= length / self.V.norm(dim=1, keepdim=True).clamp_min(1e-30)
         self.mu.copy_(8 * self.problem.noise * s)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from kernel import kernel
 from population import Search
 from run import Checkpoint, State
-from utilities import Graph
+from utilities import Graph, trim
 from ways import SHORTEST, TEAMS, WAYS, Ways
 
 if TYPE_CHECKING:
@@ -179,6 +179,7 @@ def search(
         bar.update(round(elapsed := time.perf_counter() - since, 1) - bar.n)
         return elapsed
 
+    trim()
     reheating, threads = Reheating(ways, found, config, generator, left, checkpoint), torch.get_num_threads()
     torch.set_num_threads(1)  # the workers are the parallelism; threads within a step would wait for each other
     shown = dict(desc="search", total=config.seconds, unit="s", disable=None, leave=False)

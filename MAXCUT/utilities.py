@@ -1,5 +1,6 @@
 """Graphs: make them, read them, value their cuts, find the exact maximum cut of small ones."""
 
+import ctypes
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -89,6 +90,11 @@ class Graph:
 def threads(graph: Graph, cores: int) -> int:
     """Threads for PyTorch: more than one gain little below 200,000 edges, and lose much on a busy machine."""
     return cores if graph.m >= 200_000 else 1
+
+
+def trim() -> None:
+    """Return freed memory to the system; of several threads' glibc keeps gigabytes. Elsewhere: nothing."""
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)(0)
 
 
 def aside(*calls: Callable[[], Any]) -> list[Future]:
