@@ -107,7 +107,7 @@ def main(config: Config) -> bool:
     s = descent.round()
     if (config.seconds or config.descents) and not descent.interrupted:
         large = torch.get_num_threads() > 1  # the bound takes minutes
-        reserve = 1 + (1.5 if large else 0.6) * (time.perf_counter() - relaxed)  # for figures, and the SOSP at the cut
+        reserve = 1 + (1.3 if large else 0.6) * (time.perf_counter() - relaxed)  # for figures, and the SOSP at the cut
         workers = min(4, cores) if config.device == "cpu" else 1
 
         def most() -> float:  # with a number of descents only, nothing shall depend on when the bound is known

@@ -100,14 +100,24 @@ class Annealing:
 
     def by_the_clock(self, rng: np.random.Generator, left: Callable[[], float]) -> np.ndarray:
         """A cut (n,) annealed from nothing for all of the seconds that `left` tells, colder as they go by."""
-        start, hot, sweeps = left(), JOINED / self.rms, QUICK
-        s = rng.choice(np.array([-1, 1], np.int8), (1, len(self.edges[0])))
-        while (before := left()) > 0:
-            gone = np.clip(1 - before / start + np.array([0, 1 / SLICES]), 0, 1)
-            betas = np.linspace(*(hot + gone * (self.end - hot)), sweeps)
+        hot, s = JOINED / self.rms, rng.choice(np.array([-1, 1], np.int8), (1, len(self.edges[0])))
+
+        def anneal(betas: np.ndarray) -> float:
+            nonlocal s
+            before = left()
             s, _ = simulated_annealing(1, *self.edges, 1, betas.tolist(), int(rng.integers(1, 2**31)), s)
-            sweeps = max(1, int(sweeps * start / SLICES / max(before - left(), 1e-9)))
-        return simulated_annealing(1, *self.edges, 1, [1e9 * self.end] * 3, 1, s)[0][0].astype(np.float64)
+            return max(before - left(), 1e-9)
+
+        call = anneal(np.array([hot]))  # seconds, mostly of preparing the edges: of a million vertices', three
+        start = left() - call  # the last one's
+        slices, sweeps = int(np.clip(start / (10 * call), 1, SLICES)), QUICK
+        while (now := left() - call) > 0:
+            gone = np.clip(1 - now / start + np.array([0, 1 / slices]), 0, 1)
+            spent = anneal(np.linspace(*(hot + gone * (self.end - hot)), sweeps))
+            target = min(start / slices, left() - call)
+            sweeps = max(1, int(sweeps * (target - call) / max(spent - call, 0.1 * spent)))
+        anneal(np.full(3, 1e9 * self.end))
+        return s[0].astype(np.float64)
 
 
 def bifurcate(
