@@ -64,6 +64,7 @@ class Reheating:
         left: Callable[[], float],
         checkpoint: Checkpoint,
     ) -> None:
+        trim()  # of what came before
         self.ways, self.found, self.generator, self.checkpoint = ways, found, generator, checkpoint
         self.left, self.descents, self.lock = left, config.descents or inf, Lock()
         self.slowness = 1.0  # of the machine, beside what is planned
@@ -179,7 +180,6 @@ def search(
         bar.update(round(elapsed := time.perf_counter() - since, 1) - bar.n)
         return elapsed
 
-    trim()
     reheating, threads = Reheating(ways, found, config, generator, left, checkpoint), torch.get_num_threads()
     torch.set_num_threads(1)  # the workers are the parallelism; threads within a step would wait for each other
     shown = dict(desc="search", total=config.seconds, unit="s", disable=None, leave=False)

@@ -206,8 +206,22 @@ def test_an_annealing_by_the_clock_uses_its_time_and_ends_cold(monkeypatch, spee
 
     monkeypatch.setattr(module, "simulated_annealing", timed)
     s = Annealing(graph).by_the_clock(np.random.default_rng(0), lambda: left[0])
-    assert -0.1 < left[0] <= 0 and 0.9 < len(betas) / (1000 * (1 + speed)) < 1.1
+    assert -0.1 < left[0] <= 1 / 2000 and 0.9 < len(betas) / (1000 * (1 + speed)) < 1.1
     assert betas[0] < 0.2 * betas[-4] and betas[-4] == pytest.approx(Annealing(graph).end, rel=0.05)
     assert (np.diff(betas) >= -0.03 * betas[-4]).all()  # colder and colder, but for what a slice is off
     assert (s * (graph.adjacency @ s)).max() <= 0  # no flip gains: it is frozen
     assert value(graph, s) >= 0.97 * max(value(graph, x) for x in Annealing(graph)(np.ones((20, 400)), 0.4, 2000, 0))
+
+
+@pytest.mark.parametrize("call, share", [(0.0, 0.95), (0.01, 0.8), (0.03, 0.6)])
+def test_where_a_call_is_dear_an_annealing_by_the_clock_makes_few(monkeypatch, call, share):
+    anneal, left, sweeps = module.simulated_annealing, [1.0], []
+
+    def timed(cuts: int, h: object, i: object, j: object, w: object, per_beta: int, cold: list, *rest: object):
+        left[0] -= call + len(cold) / 5000
+        sweeps.append(len(cold))
+        return anneal(cuts, h, i, j, w, per_beta, cold, *rest)
+
+    monkeypatch.setattr(module, "simulated_annealing", timed)
+    Annealing(grid(20)).by_the_clock(np.random.default_rng(0), lambda: left[0])
+    assert abs(left[0]) <= call + 1e-3 and sum(sweeps) > 5000 * share, (left, sweeps)
