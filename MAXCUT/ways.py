@@ -44,7 +44,7 @@ spins freeze; from the first two nothing is remembered but large parts"""
 JOINED, POLISHED, COLD = 0.7, 2.5, 10.0
 """The same where parts are annealed, where it polishes, and where it ends."""
 QUICK, SLICES = 25, 50
-"""sweeps with which it is tried whether clusters help, and parts of an annealing by the clock"""
+"""sweeps with which it is tried whether clusters help, and most parts of an annealing by the clock"""
 POLISH = 100
 """sweeps after a descent with or without V"""
 BATCH_EDGES, BATCH_SIDES, BATCH_SWEEPS = 20_000, 2**17, 2 * 10**6
@@ -109,12 +109,12 @@ class Annealing:
             return max(before - left(), 1e-9)
 
         call = anneal(np.array([hot]))  # seconds, mostly of preparing the edges: of a million vertices', three
-        start = left() - call  # the last one's
+        start = left()
         slices, sweeps = int(np.clip(start / (10 * call), 1, SLICES)), QUICK
-        while (now := left() - call) > 0:
+        while (now := left()) > 0:
             gone = np.clip(1 - now / start + np.array([0, 1 / slices]), 0, 1)
             spent = anneal(np.linspace(*(hot + gone * (self.end - hot)), sweeps))
-            target = min(start / slices, left() - call)
+            target = min(start / slices, left() - call)  # less the last call's
             sweeps = max(1, int(sweeps * (target - call) / max(spent - call, 0.1 * spent)))
         anneal(np.full(3, 1e9 * self.end))
         return s[0].astype(np.float64)
