@@ -103,10 +103,10 @@ class Reheating:
         return self.work
 
     def anneal(self, progress: Callable[[], float]) -> None:
-        """Anneal one cut for all of the time that is left."""
+        """Anneal the first cut for all of the time that is left."""
         with self.lock:
             seed = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
-        cut = self.ways.annealing.by_the_clock(np.random.default_rng(int(seed)), self.left)
+        cut = self.ways.annealing.by_the_clock(self.found.s[0], np.random.default_rng(int(seed)), self.left)
         with self.lock:
             self.found.add(cut, None, progress())
 

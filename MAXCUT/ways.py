@@ -41,8 +41,8 @@ FEW = 5
 HOT = {"population": (0.4, 1.0), "clusters": (0.4, 1.0), "annealing": (1.1, 2.5)}
 """Ranges of the inverse temperature that annealing starts at, beside 1/rms row norm of W, near which a random graph's
 spins freeze; from the first two nothing is remembered but large parts"""
-JOINED, POLISHED, COLD = 0.7, 2.5, 10.0
-"""The same where parts are annealed, where it polishes, and where it ends."""
+JOINED, ONCE, POLISHED, COLD = 0.7, 1.2, 2.5, 10.0
+"""The same where parts are annealed, where one cut is by the clock, where it polishes, and where it ends."""
 QUICK, SLICES = 25, 50
 """sweeps with which it is tried whether clusters help, and most parts of an annealing by the clock"""
 POLISH = 100
@@ -98,9 +98,13 @@ class Annealing:
                 break
         return s.astype(np.float64)
 
-    def by_the_clock(self, rng: np.random.Generator, left: Callable[[], float]) -> np.ndarray:
-        """A cut (n,) annealed from nothing for all of the seconds that `left` tells, colder as they go by."""
-        hot, s = JOINED / self.rms, rng.choice(np.array([-1, 1], np.int8), (1, len(self.edges[0])))
+    def by_the_clock(self, s: np.ndarray, rng: np.random.Generator, left: Callable[[], float]) -> np.ndarray:
+        """The cut s (n,) annealed for all of the seconds that `left` tells, colder as they go by.
+
+        From where spins just freeze: a descent's cut is then worth as much as twice the time from random sides, where
+        there is time for some hundred sweeps, and no less where there is for thousands.
+        """
+        hot, s = ONCE / self.rms, s[None].astype(np.int8)
 
         def anneal(betas: np.ndarray) -> float:
             nonlocal s
