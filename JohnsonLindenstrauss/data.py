@@ -26,7 +26,8 @@ def random_data(problem: str, n: int, d: int, seed: int) -> np.ndarray:
 
 
 def read_matrix(name: str, n: int | None = None) -> np.ndarray:
-    """The first n rows (all) of a .npy, .npz (one array) or .csv file, or of "digits", scikit-learn's 1797 × 64.
+    """The first n rows (all) of a .npy, .npz (one array) or .csv file, or of scikit-learn's "digits", 1797 × 64, or
+    "breast_cancer", 569 × 30, its columns standardized.
 
     A .csv file has numbers separated by commas, semicolons, tabs or blanks, and perhaps a line of column names.
 
@@ -34,10 +35,11 @@ def read_matrix(name: str, n: int | None = None) -> np.ndarray:
         ValueError: the file is not what its suffix says, or holds no matrix of finite real numbers, or too few rows.
         OSError: the file cannot be read.
     """
-    if name == "digits":
-        from sklearn.datasets import load_digits  # takes a second
+    if name in ("digits", "breast_cancer"):
+        from sklearn import datasets  # takes a second
 
-        X = load_digits().data
+        X = getattr(datasets, f"load_{name}")().data
+        X = (X - X.mean(0)) / X.std(0) if name == "breast_cancer" else X
     else:
         X = _read(Path(name))
     if n is not None and n > len(X):
@@ -48,7 +50,7 @@ def read_matrix(name: str, n: int | None = None) -> np.ndarray:
 def _read(path: Path) -> np.ndarray:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise ValueError(f"--data {path} is neither 'digits' nor a file that ends in {', '.join(READERS)}")
+        raise ValueError(f"--data {path} is neither digits, breast_cancer nor a file that ends in {', '.join(READERS)}")
     with path.open("rb"):
         pass  # else the OSError says why not
     try:

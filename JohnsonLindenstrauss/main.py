@@ -32,7 +32,7 @@ class Config:
     """Hyperparameters."""
 
     data: str | None = None
-    """file with a matrix, one row a point (.npy, .npz, .csv), or "digits"; none: the paper's random unit vectors"""
+    """file with a matrix, one row a point (.npy, .npz, .csv), digits, breast_cancer; none: the paper's unit vectors"""
     n: Annotated[int, Field(ge=2, le=10**9)] | None = None
     """rows: of the random data (100), or the first so many of the file (all)"""
     d: Count = 500

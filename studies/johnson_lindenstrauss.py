@@ -19,9 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from pydantic import Field
-from sklearn.datasets import load_breast_cancer
 from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import StandardScaler
 from sklearn.random_projection import johnson_lindenstrauss_min_dim
 from torch import Tensor
 
@@ -72,11 +70,8 @@ def problem_of(data: str, X: np.ndarray) -> Problem:
 
 def points(data: str, n: int, seed: int) -> np.ndarray:
     """(n, d) points: random ones, or a random choice of the digits or of the standardized breast cancer table."""
-    if data == "breast cancer":
-        X = StandardScaler().fit_transform(load_breast_cancer().data)
-        return X[np.random.default_rng(seed).permutation(len(X))[:n]]
-    if data == "digits":
-        X = read_matrix("digits")
+    if data in ("digits", "breast cancer"):
+        X = read_matrix(data.replace(" ", "_"))
         return X[np.random.default_rng(seed).permutation(len(X))[:n]]
     return random_data("vectors" if data == "vectors" else "pairs", n, DATA[data], seed)
 

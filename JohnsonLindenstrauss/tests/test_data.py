@@ -87,3 +87,9 @@ def test_random_data():
     assert np.array_equal(vectors, random_data("vectors", 100, 500, 42))
     with pytest.raises(ValueError, match="--n is 1000000 and --d is 1000000: that needs more memory"):
         random_data("pairs", 10**6, 10**6, 0)
+
+
+def test_scikit_learns_data():
+    digits, table = read_matrix("digits", 100), read_matrix("breast_cancer")
+    assert digits.shape == (100, 64) and set(np.unique(digits)) == set(range(17))  # grey levels as they are
+    assert table.shape == (569, 30) and np.allclose(table.mean(0), 0) and np.allclose(table.std(0), 1)
