@@ -4,6 +4,7 @@ While a test file of an experiment is collected or run, `import pgd` means that 
 is, that of the experiment whose folder it has put on the path.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+gc.disable()  # until all is imported
 os.environ["OMP_NUM_THREADS"] = "1"  # also of the programs that tests start: waiting threads make a busy machine crawl
 
 # A suite in the background ignores Ctrl-C, and the programs that it starts would too.
@@ -54,6 +56,12 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
     """Before a test file is imported."""
     if isinstance(collector, pytest.Module):
         _enter(_house(collector.path))
+
+
+def pytest_collection_finish() -> None:
+    """Once all is imported: the garbage collector need not look through it again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -5,6 +5,7 @@ them.
 """
 
 import copy
+import gc
 import hashlib
 import io
 import json
@@ -299,6 +300,8 @@ def command_line(main: Callable[[Any], bool], config: type, description: str) ->
 
     Exit status: 0; 130 after Ctrl-C; 2 for bad input, which is said in one line (`python -X dev` shows where from).
     """
+    gc.freeze()  # what is imported stays
+    gc.enable()
     warnings.formatwarning = lambda message, *_: f"note: {message}\n"
     for stream in filter(None, (sys.stdout, sys.stderr)):  # a daemon may have closed them
         stream.reconfigure(errors="replace")  # λ and ‖ where the terminal has none

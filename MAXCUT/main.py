@@ -3,6 +3,7 @@
 Run it as it is for the paper's graph and figures 4 and 5; edit the defaults below or override them by flags.
 """
 
+import gc
 import os
 import time
 from dataclasses import asdict, replace
@@ -11,6 +12,8 @@ from math import inf
 from pathlib import Path
 from typing import Annotated, Literal
 
+if __name__ == "__main__":
+    gc.disable()  # looking for garbage among imports takes a second; `command_line` enables it again
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's threads sleep while they wait: others need the cores
 
 import numpy as np
@@ -25,9 +28,6 @@ from run import Count, Device, Momentum, NotNegative, Positive, Seed
 from sdp import goemans_williamson, sdp_value, solve_sdp, upper_bound
 from search import search
 from utilities import EXACT_LIMIT, aside, exact_maxcut, random_graph, read_graph, threads
-
-DRAWN = 200
-"""Graphs of up to so many vertices are drawn, and run a second time without perturbations for the figure `saddle`."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def main(config: Config) -> bool:
     except KeyboardInterrupt:  # these may take longer than the cut, which is what counts
         (bound, proof), gw, interrupted = (float(graph.w.clamp(min=0).sum()), "the weights' sum"), draw(1), True
     gw, optimum, still = gw.cpu().numpy(), exact_maxcut(graph)[0] if graph.n <= EXACT_LIMIT else None, None
-    if graph.n <= DRAWN:  # smaller steps, as the curvature at the saddle is of order 1/ε
+    if graph.n <= plot.DRAWN:  # smaller steps, as the curvature at the saddle is of order 1/ε
         unperturbed = replace(config, radius=0.0, algorithm="default", seconds=None, descents=None, lr=config.lr / 3)
         still = Derandomization(graph, V, unperturbed, generator).run().result()
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # of vertex names: a box will do
 
+DRAWN = 200
+"""Graphs of up to so many vertices are drawn, and run a second time without perturbations for the figure `saddle`."""
+
 
 def figures(
     graph: Graph, result: Result, still: Result | None, found: Search | None, results: dict, gw: np.ndarray

@@ -31,7 +31,7 @@ class _ReLUIota(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
         (z,) = ctx.saved_tensors
-        return grad * (ctx.iota * z).sigmoid(), None
+        return grad * (ctx.iota * z).sigmoid_(), None
 
 
 def tanh(z: Tensor) -> Tensor:

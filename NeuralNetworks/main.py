@@ -3,11 +3,14 @@
 Run it as it is for the paper's figures 1, 2 and 3; edit the defaults below or override them by flags.
 """
 
+import gc
 import os
 import time
 from pathlib import Path
 from typing import Annotated, Literal
 
+if __name__ == "__main__":
+    gc.disable()  # looking for garbage among imports takes a second; `command_line` enables it again
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's threads sleep while they wait: others need the cores
 
 import torch

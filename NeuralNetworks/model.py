@@ -144,10 +144,14 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 LOSSES: dict[str, Loss] = {f.__name__: f for f in (squared, logistic, huber)}
 
 
+PART = 512
+"""points that are passed through a network at a time: what it computes of them should fit in the cache"""
+
+
 def risk(student: Callable[[Tensor], Tensor], loss: Loss, batch: Batch) -> Tensor:
     """Σ p ℓ(student(x), y): the population risk E[ℓ], exact, estimated or on a fixed set, as the batch is."""
-    x, y, p = batch
-    return p @ loss(student(x), y)
+    parts = zip(*(part.split(PART) for part in batch), strict=True)
+    return sum(p @ loss(student(x), y) for x, y, p in parts)
 
 
 # --- standard normal points and their weights -------------------------------------------------------------------------
