@@ -127,7 +127,7 @@ def derivatives(problem: dict, student: Student, batch: Batch) -> tuple[np.ndarr
 
     v = torch.cat([x[name].flatten() for name in names])
     gradient = torch.autograd.functional.jacobian(of_vector, v)
-    hessian = torch.autograd.functional.hessian(of_vector, v)
+    hessian = torch.autograd.functional.hessian(of_vector, v, vectorize=True)
     places = np.split(np.arange(len(v)), np.cumsum(sizes)[:-1])
     return gradient.numpy(), hessian.numpy(), dict(zip(names, places, strict=True))
 
