@@ -14,7 +14,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-gc.disable()  # until all is imported
+if "PYTEST_XDIST_WORKER" in os.environ:
+    gc.disable()  # until all is imported
 os.environ["OMP_NUM_THREADS"] = "1"  # also of the programs that tests start: waiting threads make a busy machine crawl
 
 # A suite in the background ignores Ctrl-C, and the programs that it starts would too.

@@ -96,7 +96,7 @@ class Reheating:
 
     def task(self, workers: int) -> Callable[[Callable[[], float]], None]:
         """What each thread does. With no time to try every way: all but the dearest if clusters help, else `anneal`."""
-        if sum(map(self.ways.seconds, WAYS)) > workers * self.left():
+        if self.descents == inf and sum(map(self.ways.seconds, WAYS)) > workers * self.left():
             if not self.ways.clusters_help():
                 return self.anneal
             self.menu.remove("population")

@@ -101,8 +101,7 @@ class Annealing:
     def by_the_clock(self, s: np.ndarray, rng: np.random.Generator, left: Callable[[], float]) -> np.ndarray:
         """The cut s (n,) annealed for all of the seconds that `left` tells, colder as they go by.
 
-        From where spins just freeze: a descent's cut is then worth as much as twice the time from random sides, where
-        there is time for some hundred sweeps, and no less where there is for thousands.
+        It begins near where spins freeze, so that much of s is remembered.
         """
         hot, s = ONCE / self.rms, s[None].astype(np.int8)
 

@@ -34,7 +34,7 @@ from train import Training, complete
 # --- exact risk in the plane, first layer trained, as in figure 3 -----------------------------------------------------
 
 EXACT = dict(width=64, momentum=0.99, steps=20_000)
-"""so that W⊥ contracts by 200 λ lr a step; nearly every run stops long before its last step, at its SOSP"""
+"""so that W⊥ contracts by 200 λ lr a step; nearly every run stops long before its last step"""
 LAMS = [10 ** (-i / 2) for i in range(14, 3, -1)]
 """λ from 10⁻⁷ to 10⁻², at ρ = λ/5, main.py's"""
 RHOS = {1e-2: [10 ** (-i / 2) for i in range(12, 3, -1)], 1e-4: [10 ** (-i / 2) for i in range(12, 5, -1)]}

@@ -186,3 +186,13 @@ def test_without_time_for_every_way_a_random_graph_is_annealed_and_a_torus_has_i
         found = search(graph, V, s, Config(seconds=0.3), generator, start, workers=2)
         assert found.best[-1] > found.best[0] if ended else "clusters" in made and "population" not in made
         assert (found.descents == ended and made == []) or not ended
+
+
+def test_a_number_of_descents_ends_the_search_on_a_graph_too_large_for_every_way(monkeypatch):
+    graph, made = random_graph(500, 0.02, 0), []
+    monkeypatch.setattr(Ways, "seconds", lambda ways, way: 1e3 if way == "population" else 1e-3)
+    monkeypatch.setattr(Ways, "__call__", lambda ways, way, memory, *rest: made.append(way) or memory)
+    V, generator = solve_sdp(graph, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(0)
+    config, start = Config(seconds=5, descents=1), time.perf_counter()
+    found = search(graph, V, torch.ones(graph.n), config, generator, start)
+    assert made and found.descents >= 1
