@@ -129,11 +129,11 @@ import os, subprocess, sys
 from subprocess import DEVNULL
 text = open(sys.argv[-1]).read()
 first, last = next(x for x in text.splitlines() if "--array" in x).split("=")[1].split("%")[0].split("-")
-for task in range(int(first), int(last) + 1):
-    env = dict(os.environ, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID=str(task), SLURM_JOB_ID=str(7 + task),
-               SLURM_NTASKS="1", SLURM_JOB_NUM_NODES="1", SLURM_NODEID="0", SLURM_LOCALID="0", SLURM_PROCID="0",
-               SLURM_JOB_NODELIST="here")
-    subprocess.Popen(["bash", sys.argv[-1]], env=env, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
+job = f"SLURM_ARRAY_TASK_ID=$task SLURM_JOB_ID=$((7 + task)) bash '{sys.argv[-1]}'"
+loop = f"for task in $(seq {first} {last}); do {job}; done"
+env = dict(os.environ, SLURM_ARRAY_JOB_ID="7", SLURM_NTASKS="1", SLURM_JOB_NUM_NODES="1", SLURM_NODEID="0",
+           SLURM_LOCALID="0", SLURM_PROCID="0", SLURM_JOB_NODELIST="here")
+subprocess.Popen(["bash", "-c", loop], env=env, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)  # one by one: %1
 print("Submitted batch job 7")
 """
 SRUN = """#!{python}
