@@ -174,12 +174,19 @@ def test_ctrl_c_keeps_the_best_and_a_resumed_search_makes_the_same_descents(tmp_
     assert all((s == t).all() for s, t in zip(whole.s, resumed.s, strict=True))
 
 
-def test_without_time_for_every_way_a_random_graph_is_annealed_and_a_torus_has_its_clusters(monkeypatch):
-    made, torus = [], from_networkx(nx.grid_2d_graph(30, 30, periodic=True))
+@pytest.fixture
+def made(monkeypatch):
+    """The ways of a search without time for every way, in their order; they make nothing."""
+    ways_made = []
+    monkeypatch.setattr(Ways, "seconds", lambda ways, way: 1e3 if way == "population" else 1e-3)
+    monkeypatch.setattr(Ways, "__call__", lambda ways, way, memory, *rest: ways_made.append(way) or memory)
+    return ways_made
+
+
+def test_without_time_for_every_way_a_random_graph_is_annealed_and_a_torus_has_its_clusters(made):
+    torus = from_networkx(nx.grid_2d_graph(30, 30, periodic=True))
     signs = np.random.default_rng(0).choice([-1.0, 1.0], torus.m)
     torus = make_graph(torus.n, torus.i.numpy(), torus.j.numpy(), signs)
-    monkeypatch.setattr(Ways, "seconds", lambda ways, way: 1e3 if way == "population" else 1e-3)
-    monkeypatch.setattr(Ways, "__call__", lambda ways, way, memory, *rest: made.append(way) or memory)
     for graph, ended in ((random_graph(500, 0.02, 0), 2), (torus, None)):
         V, generator = solve_sdp(graph, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(0)
         s, start = torch.ones(graph.n), time.perf_counter()
@@ -188,11 +195,9 @@ def test_without_time_for_every_way_a_random_graph_is_annealed_and_a_torus_has_i
         assert (found.descents == ended and made == []) or not ended
 
 
-def test_a_number_of_descents_ends_the_search_on_a_graph_too_large_for_every_way(monkeypatch):
-    graph, made = random_graph(500, 0.02, 0), []
-    monkeypatch.setattr(Ways, "seconds", lambda ways, way: 1e3 if way == "population" else 1e-3)
-    monkeypatch.setattr(Ways, "__call__", lambda ways, way, memory, *rest: made.append(way) or memory)
+def test_a_number_of_descents_ends_the_search_on_a_graph_too_large_for_every_way(made):
+    graph = random_graph(500, 0.02, 0)
     V, generator = solve_sdp(graph, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(0)
-    config, start = Config(seconds=5, descents=1), time.perf_counter()
-    found = search(graph, V, torch.ones(graph.n), config, generator, start)
+    config = Config(seconds=5, descents=1)
+    found = search(graph, V, torch.ones(graph.n), config, generator, time.perf_counter())
     assert made and found.descents >= 1
