@@ -19,6 +19,8 @@ from torch import Tensor
 
 TILE = 256
 """side of a tile of pairs, points against points: what keeps memory small, and the processor's cache warm"""
+KEPT = 2**25
+"""pairs whose distances are kept (a quarter of a gigabyte): of more they are computed anew in every pass"""
 
 
 class Vectors:
@@ -74,7 +76,7 @@ class Pairs:
     """All pairs of n points, whose distances are to be preserved: q_ij = ‖M (x_i − x_j)‖² / ‖x_i − x_j‖².
 
     The differences are never built: with Y = M Xᵀ, ‖y_i − y_j‖² = ‖y_i‖² + ‖y_j‖² − 2 y_i·y_j, tile by tile of the
-    n × n matrix; nothing of that size is kept.
+    n × n matrix; of that, `KEPT` numbers at most are kept.
 
     Args:
         X: (n, d) the points.
@@ -95,7 +97,7 @@ class Pairs:
         n, self.d = X.shape
         self.blocks, self.log_weight, self.chosen, squares = [], 0.0, None, self.X.square().sum(1)
         tiles = [slice(start, min(start + TILE, n)) for start in range(0, n, TILE)]
-        self.N = 0
+        self.N, self._inverses = 0, {}
         for i, rows in enumerate(tiles):
             for columns in tiles[i:]:
                 apart = _squared_distances(self.X[rows].T, self.X[columns].T)
@@ -112,8 +114,14 @@ class Pairs:
     def _inverse(self, block: Tile) -> Tensor:
         """1/‖x_i − x_j‖² of the block's pairs, flat."""
         rows, columns, kept = block
+        tile = rows.start, columns.start
+        if tile in self._inverses:
+            return self._inverses[tile]
         D = _squared_distances(self.points[rows].T, self.points[columns].T).flatten()
-        return (D if kept is None else D.index_select(0, kept)).reciprocal_()
+        inverse = (D if kept is None else D.index_select(0, kept)).reciprocal_()
+        if TILE**2 * (len(self._inverses) + 1) <= KEPT:
+            self._inverses[tile] = inverse
+        return inverse
 
     def q(self, Y: Tensor, block: Tile) -> Tensor:
         """q_ij of the block's pairs, flat, from Y = M Xᵀ (k, n)."""

@@ -222,7 +222,8 @@ class Derandomization(Descent):
         shrink = float((pull * M).sum())
         if self.config.objective == "bound":
             s, lam = self.scale * t, self.lam
-            value, f_M, f_s = bound_gradient(self.few, M, s, self.tau)
+            with threads(CORES if is_sample(self.few) else torch.get_num_threads()):
+                value, f_M, f_s = bound_gradient(self.few, M, s, self.tau)
             return value + lam * s.square().item() + shrink, [f_M + 2 * pull, self.scale * (f_s + 2 * lam * s)]
         leaves = [x.clone().requires_grad_() for x in (M, t)]
         with torch.enable_grad():
