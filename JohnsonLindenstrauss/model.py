@@ -68,8 +68,8 @@ class Vectors:
         return self.X
 
 
-Tile = tuple[slice, slice, Tensor | None]
-"""rows, columns, and which entries of their submatrix, flat, are pairs; None: all"""
+Tile = tuple[slice, slice, Tensor | None, Tensor | None]
+"""rows, columns, which entries of their submatrix, flat, are pairs (None: all), and their 1/‖x_i − x_j‖², if kept"""
 
 
 class Pairs:
@@ -84,7 +84,7 @@ class Pairs:
     Attributes:
         N: number of pairs that are preserved.
         duplicates: number of pairs left out, as they are closer than 10⁻⁵ of their distance to the mean point.
-        points: (n, d) the points again: distances are measured between these in whatever coordinates X is.
+        points: (n, d) the points again: distances that are not kept are measured between these, whatever X is then.
 
     Raises:
         ValueError: there is no pair left.
@@ -97,53 +97,49 @@ class Pairs:
         n, self.d = X.shape
         self.blocks, self.log_weight, self.chosen, squares = [], 0.0, None, self.X.square().sum(1)
         tiles = [slice(start, min(start + TILE, n)) for start in range(0, n, TILE)]
-        self.N, self._inverses = 0, {}
+        self.N = 0
         for i, rows in enumerate(tiles):
             for columns in tiles[i:]:
-                apart = _squared_distances(self.X[rows].T, self.X[columns].T)
-                apart = apart > 1e-10 * (squares[rows, None] + squares[columns])  # closer ones drown in rounding
-                kept = (apart.triu(1) if rows == columns else apart).flatten()
-                count = int(kept.sum())
-                if count:  # indices only where some are left out: on the diagonal, and of duplicates
-                    self.blocks.append((rows, columns, None if count == len(kept) else kept.nonzero()[:, 0].int()))
+                D = _squared_distances(self.X[rows].T, self.X[columns].T)
+                apart = D > 1e-10 * (squares[rows, None] + squares[columns])  # closer ones drown in rounding
+                apart = (apart.triu(1) if rows == columns else apart).flatten()
+                count = int(apart.sum())
                 self.N += count
+                if count:  # indices only where some are left out: on the diagonal, and of duplicates
+                    pairs = None if count == len(apart) else apart.nonzero()[:, 0].int()
+                    kept = _entries(D, pairs).reciprocal_() if self.N <= KEPT else None
+                    self.blocks.append((rows, columns, pairs, kept))
         self.duplicates = n * (n - 1) // 2 - self.N
         if self.N == 0:
             raise ValueError(f"all {n} points are the same: there is no distance to preserve")
 
     def _inverse(self, block: Tile) -> Tensor:
         """1/‖x_i − x_j‖² of the block's pairs, flat."""
-        rows, columns, kept = block
-        tile = rows.start, columns.start
-        if tile in self._inverses:
-            return self._inverses[tile]
-        D = _squared_distances(self.points[rows].T, self.points[columns].T).flatten()
-        inverse = (D if kept is None else D.index_select(0, kept)).reciprocal_()
-        if TILE**2 * (len(self._inverses) + 1) <= KEPT:
-            self._inverses[tile] = inverse
-        return inverse
+        rows, columns, pairs, kept = block
+        if kept is not None:
+            return kept
+        return _entries(_squared_distances(self.points[rows].T, self.points[columns].T), pairs).reciprocal_()
 
     def q(self, Y: Tensor, block: Tile) -> Tensor:
         """q_ij of the block's pairs, flat, from Y = M Xᵀ (k, n)."""
-        rows, columns, kept = block
-        q = _squared_distances(Y[:, rows], Y[:, columns]).flatten()
-        return (q if kept is None else q.index_select(0, kept)) * self._inverse(block)
+        rows, columns, pairs, _ = block
+        return _entries(_squared_distances(Y[:, rows], Y[:, columns]), pairs) * self._inverse(block)
 
     def add_gradient(self, w: Tensor, Y: Tensor, block: Tile, out: Tensor) -> None:
         """Add to `out` the gradient of Σ w_ij q_ij over the block in Y: 2 Y L, L the Laplacian of the weights w/D."""
-        rows, columns, kept = block
+        rows, columns, pairs, _ = block
         a, b = Y[:, rows], Y[:, columns]
         W = w * self._inverse(block)
-        if kept is not None:
-            W = w.new_zeros(a.shape[1] * b.shape[1]).index_copy_(0, kept.long(), W)
+        if pairs is not None:
+            W = w.new_zeros(a.shape[1] * b.shape[1]).index_copy_(0, pairs.long(), W)
         W = W.view(a.shape[1], b.shape[1])
         out[:, rows] += 2 * (W.sum(1) * a - b @ W.T)
         out[:, columns] += 2 * (W.sum(0) * b - a @ W)
 
     def ends(self, block: Tile, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """The ends i, j of the chosen pairs of a block."""
-        rows, columns, kept = block
-        flat = chosen if kept is None else kept.index_select(0, chosen).long()
+        rows, columns, pairs, _ = block
+        flat = chosen if pairs is None else pairs.index_select(0, chosen).long()
         width = columns.stop - columns.start
         return flat // width + rows.start, flat % width + columns.start
 
@@ -220,6 +216,11 @@ Problem = Vectors | Pairs | SomePairs
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """Squared distances between the columns of a and of b."""
     return (a.square().sum(0)[:, None] + b.square().sum(0)).addmm(a.T, b, alpha=-2)
+
+
+def _entries(matrix: Tensor, some: Tensor | None) -> Tensor:
+    """Those entries of the matrix, flat; None: all."""
+    return matrix.flatten() if some is None else matrix.flatten().index_select(0, some)
 
 
 def distortions(problem: Problem, M: Tensor) -> Iterator[Tensor]:

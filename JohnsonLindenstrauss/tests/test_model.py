@@ -183,7 +183,7 @@ def test_sampled_is_the_mean_worst_distortion(kind):
     assert slope.item() == pytest.approx((up - down) / 2e-6, rel=1e-3)
 
 
-@pytest.mark.parametrize("kept, tiles", [(0, 0), (50, 3), (10**6, 10)])
+@pytest.mark.parametrize("kept, tiles", [(0, 0), (49, 3), (50, 4), (10**6, 10)])
 def test_pairs_are_the_vectors_between_the_points(kept, tiles, monkeypatch):
     monkeypatch.setattr(model, "TILE", 4)
     monkeypatch.setattr(model, "KEPT", kept)
@@ -192,8 +192,8 @@ def test_pairs_are_the_vectors_between_the_points(kept, tiles, monkeypatch):
     pairs, vectors = Pairs(X), Vectors(X[i] - X[j])
     assert len(pairs.blocks) > 3 and pairs.N == vectors.N == 105
     q, reference = (torch.cat(list(distortions(problem, M))).sort()[0] for problem in (pairs, vectors))
-    again = torch.cat(list(distortions(pairs, M))).sort()[0]  # by distances that are kept
-    assert torch.allclose(q, reference, rtol=1e-12) and torch.equal(q, again) and len(pairs._inverses) == tiles
+    assert torch.allclose(q, reference, rtol=1e-12)
+    assert sum(block[-1] is not None for block in pairs.blocks) == tiles
     least = (reference - 1).abs().median().item()
     heavy = pairs.subset(*strongest(pairs, M, lambda c: c, 10**9, distortion(pairs, M) - least)[0])
     chosen = torch.cat(list(distortions(heavy, M)))
