@@ -11,6 +11,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -30,6 +31,7 @@ import tyro
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatterSciNotation
 from pydantic import AfterValidator, Field
 from torch import Tensor
 from tqdm import tqdm
@@ -342,10 +344,25 @@ STYLE = {
     "lines.linewidth": 2,
     "savefig.dpi": 200,
 }
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class Powers(LogFormatterSciNotation):
+    """Labels of a logarithmic axis in plain letters, 10⁻³: typeset as formulas they take longer than all else."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """The label of the tick at x."""
+        label = re.sub(r"\^{(.*?)}", lambda power: power[1].translate(SUPERSCRIPTS), super().__call__(x, pos))
+        return re.sub(r"\\mathdefault|[${}]", "", label.replace(r"\times", "×")).replace("-", "−")
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> None:
     """Write the figure as folder/name.png and folder/name.pdf, the same bytes for the same figure."""
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        for ticker in (axis.major, axis.minor):
+            if isinstance(ticker.formatter, LogFormatterSciNotation):
+                ticker.formatter = Powers()
+                ticker.formatter.set_axis(axis)
     with rc_context(STYLE):
         figure.savefig(folder / f"{name}.png")
         figure.set_layout_engine("none")  # laid out once is enough

@@ -104,7 +104,7 @@ def animate(history: dict[str, np.ndarray], u: np.ndarray | None, path: Path) ->
     for frame in [*chosen, -1]:
         canvas.restore_region(background)
         points.set_data(*W[frame].T)
-        title.set_text(rf"step {history['step'][frame]}, $\|W_\perp\|$ = {history['w_perp'][frame]:.1e}")
+        title.set_text(f"step {history['step'][frame]}, ‖W⊥‖ = {history['w_perp'][frame]:.1e}")
         axes.draw_artist(points)
         axes.draw_artist(title)
         images.append(Image.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB"))

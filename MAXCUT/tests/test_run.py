@@ -8,12 +8,13 @@ from typing import Annotated
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from pydantic import TypeAdapter, ValidationError
 
 import run
 from main import Config, main
 from pgd import PGD
-from run import Checkpoint, Descent, whole_files
+from run import Checkpoint, Descent, save_figure, whole_files
 
 TINY = Config(steps=20)
 
@@ -200,3 +201,23 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     with pytest.raises(RuntimeError, match="a bug"):
         run.command_line(main, Config, "A test.")
+
+
+def test_logarithmic_axes_have_their_labels_in_plain_letters(tmp_path):
+    figure = Figure()
+    far, near, signed, linear = figure.subplots(4)
+    far.set(yscale="log", ylim=(1e-12, 1e3), yticks=[1e-12, 1, 1e3])
+    near.set(yscale="log", ylim=(0.15, 0.5))
+    signed.set_yscale("symlog", linthresh=1e-3)
+    signed.set(ylim=(-2, 2), yticks=[-1, -1e-3, 0, 1e-2])
+    linear.set(ylim=(0, 1), yticks=[0, 0.5], yticklabels=["$0$", "½"])
+    save_figure(figure, tmp_path, "axes")
+    assert {file.name for file in tmp_path.iterdir()} == {"axes.png", "axes.pdf"}
+
+    def labels(axes: object, minor: bool = False) -> list[str]:
+        return [label.get_text() for label in axes.get_yticklabels(minor=minor) if label.get_text()]
+
+    assert labels(far) == ["10⁻¹²", "10⁰", "10³"]
+    assert labels(near, minor=True)[:2] == ["2×10⁻¹", "3×10⁻¹"]
+    assert labels(signed) == ["−10⁰", "−10⁻³", "0", "10⁻²"]
+    assert labels(linear) == ["$0$", "½"]
