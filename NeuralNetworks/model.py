@@ -195,7 +195,8 @@ def sampled(dimensions: int, samples: int, generator: torch.Generator) -> tuple[
 HELD_OUT = 4096
 """points of the Sobol sets on which a risk in more than 3 dimensions is measured"""
 NODES = 36, 4
-"""of the coarsest rule up to 3 dimensions: 36/√k along each of the teacher's k directions, and 4 across"""
+"""of the coarsest rule up to 3 dimensions: 36/√k along each of the teacher's k directions, and 4 across, on which
+a student depends less and less"""
 
 
 def build(
@@ -203,7 +204,8 @@ def build(
 ) -> tuple[Teacher, Student, Batch | Callable[[], Batch] | None, Callable[[int], Batch]]:
     """The teacher, the student, the data to train on (None: the rule), and a rule for the population, as a function.
 
-    rule(level): from level 0 on, rules of √2 times as many nodes each, or beyond 3 dimensions other Sobol sets.
+    rule(level): from level 0 on, rules of √2 times as many nodes along and 2^¼ times as many across (√2 too where
+    there is no along), or beyond 3 dimensions other Sobol sets.
 
     config: with all its hyperparameters (`train.complete`); generator: of the initial weights and fresh batches.
     """
@@ -225,7 +227,8 @@ def build(
             return labelled(sobol(n, HELD_OUT, seed=config.seed + 1 + level))
         if config.risk != "quadrature":
             level += 4 // max(k, 1)  # as no training chooses it
-        along, across = (round(nodes * 2 ** (level / 2)) for nodes in (NODES[0] / sqrt(max(k, 1)), NODES[1]))
+        along = round(NODES[0] / sqrt(max(k, 1)) * 2 ** (level / 2))
+        across = round(NODES[1] * 2 ** (level / (4 if k else 2)))
         return labelled(quadrature([along] * k + [across] * (n - k), trapezoids=k))
 
     if config.risk == "quadrature":
