@@ -192,20 +192,28 @@ def sampled(dimensions: int, samples: int, generator: torch.Generator) -> tuple[
     return points, torch.full((samples,), 1 / samples, **options)
 
 
+Level = tuple[int, int]
+"""how fine a rule is along the teacher's directions, and across, where a student soon hardly depends on x"""
+
+
+def finer(level: Level, along: int, across: int | None = None) -> Level:
+    """The level so much finer; across as much as along if it is not said."""
+    return level[0] + along, level[1] + (along if across is None else across)
+
+
 HELD_OUT = 4096
 """points of the Sobol sets on which a risk in more than 3 dimensions is measured"""
 NODES = 36, 4
-"""of the coarsest rule up to 3 dimensions: 36/√k along each of the teacher's k directions, and 4 across, on which
-a student depends less and less"""
+"""of the coarsest rule up to 3 dimensions: 36/√k along each of the teacher's k directions, and 4 across"""
 
 
 def build(
     config: "Config", generator: torch.Generator
-) -> tuple[Teacher, Student, Batch | Callable[[], Batch] | None, Callable[[int], Batch]]:
+) -> tuple[Teacher, Student, Batch | Callable[[], Batch] | None, Callable[[Level], Batch]]:
     """The teacher, the student, the data to train on (None: the rule), and a rule for the population, as a function.
 
-    rule(level): from level 0 on, rules of √2 times as many nodes along and 2^¼ times as many across (√2 too where
-    there is no along), or beyond 3 dimensions other Sobol sets.
+    rule(level): from level (0, 0) on, rules of √2 times as many nodes each along or across, or beyond 3 dimensions
+    other Sobol sets.
 
     config: with all its hyperparameters (`train.complete`); generator: of the initial weights and fresh batches.
     """
@@ -222,13 +230,12 @@ def build(
         return teacher.labelled(*(x.to(config.device) for x in points))
 
     @cache
-    def rule(level: int) -> Batch:
+    def rule(level: Level) -> Batch:
         if config.d > 3:
-            return labelled(sobol(n, HELD_OUT, seed=config.seed + 1 + level))
+            return labelled(sobol(n, HELD_OUT, seed=config.seed + 1 + level[0]))
         if config.risk != "quadrature":
-            level += 4 // max(k, 1)  # as no training chooses it
-        along = round(NODES[0] / sqrt(max(k, 1)) * 2 ** (level / 2))
-        across = round(NODES[1] * 2 ** (level / (4 if k else 2)))
+            level = finer(level, 4 // max(k, 1))  # as no training chooses it
+        along, across = (round(NODES[i] * 2 ** (level[i] / 2) / (sqrt(max(k, 1)), 1)[i]) for i in (0, 1))
         return labelled(quadrature([along] * k + [across] * (n - k), trapezoids=k))
 
     if config.risk == "quadrature":

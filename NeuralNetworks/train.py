@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import LOSSES, Batch, Loss, parallel, perpendicular, risk
+from model import LOSSES, Batch, Level, Loss, finer, parallel, perpendicular, risk
 from pgd import PGD, Certificate, certify, norm
 from run import Descent, State
 
@@ -54,7 +54,7 @@ def complete(config: "Config") -> "Config":
 OFF = 0.02
 """share of ‖∇f‖, or of ρ where that is larger, by which the rule that is trained on may be off"""
 FINEST, MOST = 8, 2**25
-"""level, and numbers, points times neurons, at which a rule is not refined: a quarter of a gigabyte a layer"""
+"""level, and numbers, points times neurons, from which on a rule is not refined: a quarter of a gigabyte a layer"""
 
 
 class Training(Descent):
@@ -73,8 +73,8 @@ class Training(Descent):
         config: λ, ρ, the step size and how PGD goes; what defaults to a multiple of the width is config's, too.
         generator: of the perturbations.
         rule: where the population risk is meant, rule(level) is a batch for it, the finer the higher the level. f is
-            reported on the present level, the certificate taken on the next; how far its ∇f is from that of the one
-            after is the certificate's gradient_error. None: the data are all that is meant.
+            reported on the present level, the certificate taken on one finer along and across; how far its ∇f is from
+            that of one finer still is the certificate's gradient_error. None: the data are all that is meant.
         loss: instead of config's.
     """
 
@@ -85,12 +85,12 @@ class Training(Descent):
         U: Tensor,
         config: "Config",
         generator: torch.Generator,
-        rule: Callable[[int], Batch] | None = None,
+        rule: Callable[[Level], Batch] | None = None,
         loss: Loss | None = None,
     ) -> None:
         config, self._fresh = complete(config), callable(data)
         self.student, self.data, self.U, self.config = student, data, U, config
-        self.level, self._checked, self.rule = 0, -inf, rule
+        self.level, self._checked, self.rule = (0, 0), -inf, rule
         if rule is None:
             only = self.batch()
             self.rule = lambda level: only
@@ -137,12 +137,16 @@ class Training(Descent):
         return f.detach(), list(torch.autograd.grad(f, list(self.params.values()), materialize_grads=True))
 
     def refined(self, f: Tensor, slope: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """f and ∇f, the level raised until the next one's ∇f differs by no more than `OFF` allows."""
-        while self.level < FINEST and len(self.rule(self.level)[0]) * len(self.student.W) < MOST:
-            finer_f, finer = self.gradient(self.rule(self.level + 1))
-            if norm([g - h for g, h in zip(slope, finer, strict=True)]) <= OFF * max(norm(finer), self.config.rho):
-                break
-            self.level, f, slope = self.level + 1, finer_f, finer
+        """f and ∇f, the level raised, along or across, until the next ones' ∇f differ by no more than `OFF` allows."""
+        untried = steps = [(1, 0), (0, 1)]
+        while untried and len(self.rule(self.level)[0]) * len(self.student.W) < MOST:
+            level, untried = finer(self.level, *untried[0]), untried[1:]
+            if max(level) > FINEST:
+                continue
+            finer_f, finer_slope = self.gradient(self.rule(level))
+            difference = norm([g - h for g, h in zip(slope, finer_slope, strict=True)])
+            if difference > OFF * max(norm(finer_slope), self.config.rho):
+                self.level, f, slope, untried = level, finer_f, finer_slope, steps
         return f, slope
 
     def step(self) -> None:
@@ -228,8 +232,8 @@ class Training(Descent):
         W, b, params = self.student.W, self.student.b, list(self.params.values())
         b_trained = b.requires_grad
         b.requires_grad_()  # the lemma's bound needs the Hessian in b, trained or not
-        certified, finer = (self.rule(self.level + i) for i in (1, 2))
-        gradients = (self.gradient(batch)[1] for batch in (certified, finer))
+        certified, check = (self.rule(finer(self.level, i)) for i in (1, 2))
+        gradients = (self.gradient(batch)[1] for batch in (certified, check))
         error = norm([g - h for g, h in zip(*gradients, strict=True)])
         f, project = partial(self.objective, certified), partial(perpendicular, U=self.U)
         lemma = f, params, W, b, self.config.lam, self.config.rho

@@ -3,7 +3,6 @@
 import copy
 import math
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import torch
 import train
 from activations import activation
 from main import Config
-from model import LOSSES, Student, Teacher, build, cosines, perpendicular, quadrature, risk, sampled
+from model import LOSSES, Student, Teacher, build, cosines, parallel, perpendicular, quadrature, risk, sampled
 from train import Training, complete
 
 
@@ -265,7 +264,9 @@ def test_data_too_few_certify_nothing():
     config = Config(width=30, lam=1e-3, lr=60, rho=2e-4, steps=2000)
     ends = []
     for rules in ((data, rough, fine), (data, fine, finest)):
-        run_ = Training(student, data, teacher.directions, config, generator, lambda level, rules=rules: rules[level])
+        run_ = Training(
+            student, data, teacher.directions, config, generator, lambda level, rules=rules: rules[level[0]]
+        )
         ends.append((run_.run() if not ends else run_).result().certificate)
         slopes = [torch.autograd.grad(run_.objective(batch), (student.W, student.b)) for batch in rules[1:]]
         assert ends[-1].gradient_norm == pytest.approx(math.hypot(*(float(g.norm()) for g in slopes[0])))
@@ -281,7 +282,7 @@ def test_the_rule_is_as_fine_as_it_takes(width, iota):
     teacher, student, data, rule = build(config, torch.Generator().manual_seed(0))
     run_ = Training(student, data, teacher.directions, config, torch.Generator().manual_seed(0), rule).run()
     assert run_.pgd.converged and run_.result().certificate.is_sosp
-    assert (run_.level == 0) == (iota == 2) and run_.batch() is rule(run_.level)
+    assert (run_.level == (0, 0)) == (iota == 2) and run_.batch() is rule(run_.level)
     exact = teacher.labelled(*quadrature([700, 90], trapezoids=1))
     slope = torch.autograd.grad(run_.objective(exact), (student.W, student.b))
     assert math.hypot(*(float(g.norm()) for g in slope)) <= config.rho
@@ -290,22 +291,37 @@ def test_the_rule_is_as_fine_as_it_takes(width, iota):
     assert resumed.level == run_.level
 
 
-def test_a_rule_that_is_off_is_refined(monkeypatch):
-    """From level 0 on, to the first whose ∇f is within a fiftieth of the next one's, or of ρ, and no farther."""
+@pytest.mark.parametrize("off, stretch", [(0.02, (2, 2)), (1e-3, (4, 1))])
+def test_a_rule_that_is_off_is_refined(off, stretch, monkeypatch):
+    """From level (0, 0) on, to the first whose ∇f is within a fiftieth of the next ones', or of ρ, and no farther."""
     config = complete(Config(width=50, iota=4.0, rho=1e-9))
     teacher, student, data, rule = build(config, torch.Generator().manual_seed(1))
     run_ = Training(student, data, teacher.directions, config, torch.Generator().manual_seed(0), rule)
-    student.W.data *= 2
-    slopes = [torch.cat([g.flatten() for g in run_.gradient(rule(level))[1]]) for level in range(8)]
-    off = [float((a - b).norm() / b.norm()) for a, b in pairwise(slopes)]
-    f, slope = run_.refined(*run_.gradient(rule(0)))
-    assert run_.level == next(level for level, x in enumerate(off) if x <= 0.02) > 0
-    assert torch.equal(torch.cat([g.flatten() for g in slope]), slopes[run_.level])
+    W = student.W.data
+    student.W.data = stretch[0] * parallel(W, run_.U) + stretch[1] * perpendicular(W, run_.U)
+    if off != 0.02:
+        monkeypatch.setattr(train, "OFF", off)
+
+    def slope_at(level: tuple[int, int]) -> torch.Tensor:
+        return torch.cat([g.flatten() for g in run_.gradient(rule(level))[1]])
+
+    expected = (0, 0)
+    for along, across in [(1, 0)] * 8 + [(0, 1)] * 8 + [(1, 0)]:
+        next_ = expected[0] + along, expected[1] + across
+        a, b = slope_at(expected), slope_at(next_)
+        expected = next_ if (a - b).norm() > off * b.norm() else expected
+    f, slope = run_.refined(*run_.gradient(rule((0, 0))))
+    assert run_.level == expected and expected[0] < expected[1] and (min(expected) > 0) == (off < 0.02)
+    assert torch.equal(torch.cat([g.flatten() for g in slope]), slope_at(run_.level))
     assert f == run_.objective(rule(run_.level)).detach()
-    run_.level = 0
+    run_.level = (0, 0)
+    monkeypatch.setattr(train, "FINEST", 1)
+    run_.refined(*run_.gradient(rule((0, 0))))
+    assert run_.level == (int(off < 0.02), 1)
+    run_.level = (0, 0)
     monkeypatch.setattr(train, "MOST", 0)
     run_.refined(f, slope)
-    assert run_.level == 0
+    assert run_.level == (0, 0)
 
 
 @pytest.mark.parametrize("d, risk_", [(2, "quadrature"), (2, "sobol"), (4, "sobol"), (4, "sampled")])
@@ -318,7 +334,7 @@ def test_what_is_built_is_what_the_config_says(d, risk_):
     assert (data is None) == (risk_ == "quadrature")
     batches = [data(), data()] if risk_ == "sampled" else [data] * (risk_ == "sobol")
     assert all(len(x) == {"sobol": 64, "sampled": 9}[risk_] for x, _, _ in batches)
-    different = batches + [rule(level) for level in (0, 1, 2)]
+    different = batches + [rule((level, level)) for level in (0, 1, 2)]
     assert len({float(x[0, 0]) for x, _, _ in different}) == len(different)
     for x, y, p in different:
         assert torch.allclose(y, (x @ teacher.directions[0]).tanh()) and float(p.sum()) == pytest.approx(1)
