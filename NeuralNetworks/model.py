@@ -235,7 +235,7 @@ def build(
             return labelled(sobol(n, HELD_OUT, seed=config.seed + 1 + level[0]))
         if config.risk != "quadrature":
             level = finer(level, 4 // max(k, 1))  # as no training chooses it
-        along, across = (round(NODES[i] * 2 ** (level[i] / 2) / (sqrt(max(k, 1)), 1)[i]) for i in (0, 1))
+        along, across = round(NODES[0] / sqrt(max(k, 1)) * 2 ** (level[0] / 2)), round(NODES[1] * 2 ** (level[1] / 2))
         return labelled(quadrature([along] * k + [across] * (n - k), trapezoids=k))
 
     if config.risk == "quadrature":
