@@ -48,10 +48,10 @@ NOISE, SEEN = 1e-13, 1e-12
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
-    """PyTorch's, for a while."""
+def threads(count: int, where: bool = True) -> Iterator[None]:
+    """So many of PyTorch's for a while, where that is so; else as many as there are."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(count if where else before)
     try:
         yield
     finally:

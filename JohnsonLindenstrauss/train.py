@@ -222,7 +222,7 @@ class Derandomization(Descent):
         shrink = float((pull * M).sum())
         if self.config.objective == "bound":
             s, lam = self.scale * t, self.lam
-            with threads(CORES if is_sample(self.few) else torch.get_num_threads()):
+            with threads(CORES, where=is_sample(self.few)):
                 value, f_M, f_s = bound_gradient(self.few, M, s, self.tau)
             return value + lam * s.square().item() + shrink, [f_M + 2 * pull, self.scale * (f_s + 2 * lam * s)]
         leaves = [x.clone().requires_grad_() for x in (M, t)]
@@ -293,7 +293,7 @@ class Derandomization(Descent):
     @torch.no_grad()
     def newton_step(self) -> None:
         """One step of Newton's method, at σ = 0."""
-        with threads(CORES if self.newton.M.numel() > LARGE else torch.get_num_threads()):
+        with threads(CORES, where=self.newton.M.numel() > LARGE):
             self.newton.step()
         self.params["M"].copy_(self.newton.M)
         self.params["t"].zero_()

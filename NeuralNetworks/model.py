@@ -196,9 +196,9 @@ Level = tuple[int, int]
 """how fine a rule is along the teacher's directions, and across, where a student soon hardly depends on x"""
 
 
-def finer(level: Level, along: int, across: int | None = None) -> Level:
-    """The level so much finer; across as much as along if it is not said."""
-    return level[0] + along, level[1] + (along if across is None else across)
+def finer(level: Level, along: int, across: int) -> Level:
+    """The level so much finer."""
+    return level[0] + along, level[1] + across
 
 
 HELD_OUT = 4096
@@ -234,7 +234,7 @@ def build(
         if config.d > 3:
             return labelled(sobol(n, HELD_OUT, seed=config.seed + 1 + level[0]))
         if config.risk != "quadrature":
-            level = finer(level, 4 // max(k, 1))  # as no training chooses it
+            level = finer(level, 4 // max(k, 1), 4 // max(k, 1))  # as no training chooses it
         along, across = round(NODES[0] / sqrt(max(k, 1)) * 2 ** (level[0] / 2)), round(NODES[1] * 2 ** (level[1] / 2))
         return labelled(quadrature([along] * k + [across] * (n - k), trapezoids=k))
 

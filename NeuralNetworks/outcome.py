@@ -29,7 +29,7 @@ def toys(seed: int) -> dict[str, np.ndarray]:
 @torch.no_grad()
 def results(config: "Config", training: Training, result: Result, toys: dict[str, np.ndarray]) -> State:
     """The content of results.json, but for seconds, hyperparameters and versions."""
-    history, batch, test = result.history, training.batch(), training.rule(finer(training.level, 2))
+    history, batch, test = result.history, training.batch(), training.rule(finer(training.level, 2, 2))
     student, loss, certificate, (_, y, p) = training.student, training.loss, result.certificate, test
     known = history["curvature"][np.isfinite(history["curvature"])]
     last, least = (float(known[-1]), float(known.min())) if len(known) else (None, None)  # W⊥ is but rounding

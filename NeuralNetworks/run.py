@@ -348,7 +348,7 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 class Powers(LogFormatterSciNotation):
-    """Labels of a logarithmic axis in plain letters, 10⁻³: typeset as formulas they take longer than all else."""
+    """Labels of a logarithmic axis in plain letters, 10⁻³: Matplotlib would parse each one as a formula, slowly."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         """The label of the tick at x."""

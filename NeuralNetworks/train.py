@@ -52,7 +52,7 @@ def complete(config: "Config") -> "Config":
 
 
 OFF = 0.02
-"""share of ‖∇f‖, or of ρ where that is larger, by which the rule that is trained on may be off"""
+"""share of ‖∇f‖, or of ρ where that is larger, by which the rule trained on may be off, along and across each"""
 FINEST, MOST = 8, 2**25
 """level, and numbers, points times neurons, from which on a rule is not refined: a quarter of a gigabyte a layer"""
 
@@ -232,7 +232,7 @@ class Training(Descent):
         W, b, params = self.student.W, self.student.b, list(self.params.values())
         b_trained = b.requires_grad
         b.requires_grad_()  # the lemma's bound needs the Hessian in b, trained or not
-        certified, check = (self.rule(finer(self.level, i)) for i in (1, 2))
+        certified, check = (self.rule(finer(self.level, i, i)) for i in (1, 2))
         gradients = (self.gradient(batch)[1] for batch in (certified, check))
         error = norm([g - h for g, h in zip(*gradients, strict=True)])
         f, project = partial(self.objective, certified), partial(perpendicular, U=self.U)
