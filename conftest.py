@@ -69,3 +69,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Before a test runs: for imports inside functions, and undoing what an experiment's main sets for its process."""
     _enter(_house(item.path))
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not written, which takes most of a small run's time: their files are empty."""
+
+    def touch(figure: object, folder: Path, name: str) -> None:
+        for kind in ("png", "pdf"):
+            (folder / f"{name}.{kind}").touch()
+
+    monkeypatch.setattr(sys.modules["run"], "save_figure", touch)
+    if hasattr(plot := sys.modules["plot"], "animate"):
+        monkeypatch.setattr(plot, "animate", lambda history, u, path: path.touch())

@@ -75,14 +75,14 @@ def test_a_users_points_with_duplicates(tmp_path):
     assert found["interpolation"] is None and "one row" not in done.stdout
 
 
-def test_digits_and_the_first_rows_of_a_file(tmp_path, capsys):
+def test_digits_and_the_first_rows_of_a_file(tmp_path, capsys, undrawn):
     assert not main(Config(data="digits", problem="pairs", n=40, k=10, steps=50, gaussians=20, out=tmp_path))
     found = results(tmp_path)
     assert (found["n"], found["d"], found["gaussians"]) == (40, 64, 20) and not found["certificate"]["is_sosp"]
     assert "not an SOSP" in capsys.readouterr().out
 
 
-def test_as_many_dimensions_as_there_are(tmp_path):
+def test_as_many_dimensions_as_there_are(tmp_path, undrawn):
     with pytest.warns(UserWarning, match="no projection is needed"):
         main(Config(n=20, d=6, k=6, problem="pairs", gaussians=20, growth=1.02, out=tmp_path))
     assert results(tmp_path)["distortion"] < 1e-5
@@ -90,7 +90,7 @@ def test_as_many_dimensions_as_there_are(tmp_path):
 
 @pytest.mark.parametrize("options", [dict(objective="tail", epsilon=0.5), dict(objective="sampled", lr=0.1)])
 @pytest.mark.parametrize("problem", ["vectors", "pairs"])
-def test_the_other_objectives_run(tmp_path, capsys, options, problem):
+def test_the_other_objectives_run(tmp_path, capsys, options, problem, undrawn):
     assert not main(Config(out=tmp_path, problem=problem, **SMALL, **options))
     found = results(tmp_path)
     assert found["distortion"] < found["gaussian_mean"] and found["sigma"] < 1 / np.sqrt(8)
@@ -185,7 +185,7 @@ def test_help_names_every_hyperparameter(capsys, monkeypatch):
         assert "--" + name.replace("_", "-") in said
 
 
-def test_ctrl_c_in_the_certificate_saves_the_matrix(tmp_path, capsys, monkeypatch):
+def test_ctrl_c_in_the_certificate_saves_the_matrix(tmp_path, capsys, monkeypatch, undrawn):
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
@@ -195,7 +195,7 @@ def test_ctrl_c_in_the_certificate_saves_the_matrix(tmp_path, capsys, monkeypatc
     assert results(tmp_path)["certificate"] is None and results(tmp_path)["distortion"] < 1e-10
 
 
-def test_ctrl_c_in_the_comparison_saves_the_matrix(tmp_path, capsys, monkeypatch):
+def test_ctrl_c_in_the_comparison_saves_the_matrix(tmp_path, capsys, monkeypatch, undrawn):
     module = sys.modules[main.__module__]
     asked, compare = [], module.compare
 

@@ -22,7 +22,7 @@ def worst(X: np.ndarray, Y: np.ndarray) -> float:
 def test_scikit_learns_own_checks():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a check that is skipped
-        done = check_estimator(DerandomizedProjection(max_iter=10))
+        done = check_estimator(DerandomizedProjection(n_components=2, max_iter=10))
     assert len(done) > 40 and all(check["status"] in ("passed", "skipped") for check in done)
 
 

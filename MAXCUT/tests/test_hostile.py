@@ -15,7 +15,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import run as housekeeping
 from main import Config, main
 from optimizer import Derandomization, Rounding, disagreement
 from sdp import goemans_williamson, sdp_value, solve_sdp, upper_bound
@@ -285,13 +284,7 @@ def test_every_field_is_tried():
 @pytest.mark.parametrize("name", HOSTILE)
 @settings(max_examples=10, suppress_health_check=SAME_FOLDER)
 @given(data=st.data())
-def test_hostile_flags(tmp_path_factory, monkeypatch, capsys, name, data):
-    # Drawing takes most of a tiny run's time and doesn't depend on most flags.
-    def touch(figure: object, folder: Path, name: str) -> None:
-        for kind in ("png", "pdf"):
-            (folder / f"{name}.{kind}").touch()
-
-    monkeypatch.setattr(housekeeping, "save_figure", touch)
+def test_hostile_flags(tmp_path_factory, monkeypatch, capsys, name, data, undrawn):
     monkeypatch.chdir(folder := tmp_path_factory.mktemp("run"))
     other = data.draw(st.sampled_from([name, *HOSTILE]))
     values = {field: data.draw(HOSTILE[field]) for field in {name, other}}

@@ -66,7 +66,7 @@ def test_a_users_graph_with_names_loops_and_duplicates(tmp_path):
     assert results(folder)["cut"] == 4 and a != b and d == e
 
 
-def test_a_large_graph_has_a_bound_and_no_optimum(tmp_path, capsys):
+def test_a_large_graph_has_a_bound_and_no_optimum(tmp_path, capsys, undrawn):
     assert not main(Config(n=300, p=0.05, out=tmp_path, steps=500))
     found = results(tmp_path)
     assert found["optimum"] is None and found["cut"] <= found["upper_bound"] <= 1.0015 * found["sdp_value"]
@@ -75,13 +75,13 @@ def test_a_large_graph_has_a_bound_and_no_optimum(tmp_path, capsys):
     assert "of the bound" in capsys.readouterr().out
 
 
-def test_stopped_early_it_does_not_claim_an_sosp(tmp_path, capsys):
+def test_stopped_early_it_does_not_claim_an_sosp(tmp_path, capsys, undrawn):
     assert not main(Config(out=tmp_path, steps=5))
     assert not results(tmp_path)["certificate"]["is_sosp"]
     assert "not an SOSP" in capsys.readouterr().out
 
 
-def test_the_expected_cut_is_of_the_descents_end_before_any_rounding_or_search(tmp_path):
+def test_the_expected_cut_is_of_the_descents_end_before_any_rounding_or_search(tmp_path, undrawn):
     """Stopped early it is random still, and below the cut that rounding and flips make of it."""
     main(Config(n=150, p=0.1, out=tmp_path, steps=40))
     found = results(tmp_path)
@@ -92,7 +92,7 @@ def test_the_expected_cut_is_of_the_descents_end_before_any_rounding_or_search(t
     assert found["expected_cut"] < found["cut"] - 10
 
 
-def test_seconds_are_used_for_a_better_cut(tmp_path, capsys):
+def test_seconds_are_used_for_a_better_cut(tmp_path, capsys, undrawn):
     config = Config(n=80, p=0.15, roundings=10, steps=500)
     main(replace(config, out=tmp_path / "one"))
     main(replace(config, out=tmp_path / "many", seconds=4))
@@ -107,8 +107,7 @@ def test_seconds_are_used_for_a_better_cut(tmp_path, capsys):
 
 
 @pytest.mark.soak
-def test_the_other_ways_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["run"], "save_figure", lambda *figure: None)
+def test_the_other_ways_run(tmp_path, undrawn):
     config = Config(lr=0.05, rho=1e-5, patience=200, steps=10_000, roundings=10)
     for name, options in {
         "1": dict(algorithm="1"),
@@ -198,7 +197,7 @@ def test_help_names_every_hyperparameter(monkeypatch, capsys):
         assert "--" + name.replace("_", "-") in said
 
 
-def test_ctrl_c_in_the_certificate_saves_the_cut(tmp_path, capsys, monkeypatch):
+def test_ctrl_c_in_the_certificate_saves_the_cut(tmp_path, capsys, monkeypatch, undrawn):
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
@@ -208,7 +207,7 @@ def test_ctrl_c_in_the_certificate_saves_the_cut(tmp_path, capsys, monkeypatch):
     assert results(tmp_path)["certificate"] is None and results(tmp_path)["cut"] == 41
 
 
-def test_ctrl_c_while_the_bound_is_awaited_saves_the_cut(tmp_path, capsys, monkeypatch):
+def test_ctrl_c_while_the_bound_is_awaited_saves_the_cut(tmp_path, capsys, monkeypatch, undrawn):
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 

@@ -77,12 +77,6 @@ def test_scores_are_scikit_learns():
     assert score(x, z, classes=False)["explained"] == pytest.approx(r2_score(x, z))
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Figures by their names alone."""
-    monkeypatch.setattr("run.save_figure", lambda figure, folder, name: (folder / f"{name}.png").touch())
-
-
 def test_nothing_is_found_in_noise_and_it_says_so(tmp_path, capsys, undrawn):
     table().assign(answer=np.random.default_rng(1).normal(size=500)).to_csv(tmp_path / "t.csv", index=False)
     config = Config(data=str(tmp_path / "t.csv"), target="answer", out=tmp_path / "out", **QUICK)

@@ -52,7 +52,7 @@ def test_a_run_leaves_all_its_files_and_a_true_certificate(tmp_path):
         assert line in done.stdout
 
 
-def test_a_frozen_bias_keeps_the_weights(tmp_path):
+def test_a_frozen_bias_keeps_the_weights(tmp_path, undrawn):
     toy = dict(d=1, k=0, width=1, activation="relu3", lr=0.02, lam=1e-6, seed=1, toy=False)
     assert not main.main(main.Config(**toy, freeze_bias=True, out=tmp_path))
     results = json.loads((tmp_path / "results.json").read_text())
@@ -115,7 +115,7 @@ def test_nonsense_flags_are_refused_and_help_knows_every_hyperparameter(capsys):
         assert f"--{field.name.replace('_', '-')}" in shown
 
 
-def test_ctrl_c_saves_what_there_is(tmp_path, capsys, monkeypatch):
+def test_ctrl_c_saves_what_there_is(tmp_path, capsys, monkeypatch, undrawn):
     step = Training.step
 
     def interrupted(self) -> None:
@@ -130,7 +130,7 @@ def test_ctrl_c_saves_what_there_is(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "weights.npz").exists()
 
 
-def test_ctrl_c_in_the_certificate_saves_the_weights_as_they_were(tmp_path, capsys, monkeypatch):
+def test_ctrl_c_in_the_certificate_saves_the_weights_as_they_were(tmp_path, capsys, monkeypatch, undrawn):
     calls, product, config = [], pgd._hessian, main.Config(width=30, lam=1e-3, toy=False)
     assert not main.main(dataclasses.replace(config, out=tmp_path / "whole"))
 
@@ -148,7 +148,7 @@ def test_ctrl_c_in_the_certificate_saves_the_weights_as_they_were(tmp_path, caps
     assert np.array_equal(first, second)
 
 
-def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, capsys, monkeypatch):
+def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, capsys, monkeypatch, undrawn):
     config = dict(d=4, k=1, width=20, depth=3, trained="all", risk="sampled", steps=300, anneal=True, toy=False)
     main.main(main.Config(**config, out=tmp_path / "whole"))
     file, keep = tmp_path / "file", Checkpoint.keep
@@ -177,7 +177,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("lam", [main.Config().lam, pytest.param(1e-6, marks=pytest.mark.soak)])
-def test_the_default_ends_at_an_sosp_of_the_population_risk(tmp_path, lam):
+def test_the_default_ends_at_an_sosp_of_the_population_risk(tmp_path, lam, undrawn):
     """∇f at the end of the default run, by numpy and a trapezoidal rule that agrees with one of half as many nodes."""
     assert not main.main(main.Config(lam=lam, toy=False, out=tmp_path))
     certificate = json.loads((tmp_path / "results.json").read_text())["certificate"]
