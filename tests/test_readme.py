@@ -78,7 +78,8 @@ SMALLER = {
     r"--n 1000000 --p 1e-5": "--n 2000 --p 1e-3",
     r"--n 1000000 --p 1e-05": "--n 2000 --p 1e-3",
     r"--seconds [\d.]+": "--seconds 0.3 ",
-    r"--data digits( --n \d+)?(?= --[kp])": "--data digits --n 40",
+    r"--data (digits|breast_cancer)( --n \d+)?(?= --[kp])": r"--data \1 --n 40",
+    r" --gaussians \d+": "",  # SHORT's own follow
     r"--n \d+ --d \d+ --k \d+": "--n 40 --d 20 --k 4",
     r"--samples \d+": "--samples 64",
     r"--batch \d+": "--batch 8",

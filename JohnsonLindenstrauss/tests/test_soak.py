@@ -72,7 +72,9 @@ def f(x: Tensor, U: Tensor, k: int, tau: float, options: dict) -> Tensor:
 
 
 @pytest.mark.parametrize("numbers", [range(60), pytest.param(range(60, 1000), marks=pytest.mark.soak)], ids=len)
-def test_certificates_are_those_of_the_dense_hessian(numbers):
+def test_certificates_are_those_of_the_dense_hessian(numbers, monkeypatch):
+    for module in ("pgd", "newton"):  # K's estimate, which is not looked at here, takes a third of the time
+        monkeypatch.setattr(f"{module}.lipschitz", lambda *_: 0.0)
     claims, by_newton = 0, 0
     for number in numbers:
         X, kind, k, options = draw(number)

@@ -168,6 +168,7 @@ def test_what_is_blind_is_blind():
 @pytest.mark.soak
 def test_a_recovered_direction_is_measured(monkeypatch):
     monkeypatch.setattr(study, "StructureDiscovery", partial(StructureDiscovery, steps=100, max_directions=2, width=30))
+    monkeypatch.setitem(PEERS, "AGOP", partial(PEERS["AGOP"], steps=300, width=30))
     row = study.recover(study.PLANTED | dict(n=400, d=4, seed=0))
     assert row["right"] is True and row["ours"] < 0.15 and row["least squares"] < 0.4 and abs(row["gap"]) < 0.05
     assert row["r2"] > 0.7 and row["link known"] < min(0.1, 1.1 * row["ours"])
