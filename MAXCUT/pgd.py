@@ -384,7 +384,7 @@ class Certificate:
     """‖W‖_F"""
     w_norm_bound: float | None
     """‖∇_W f‖ / (2 lam + λ_min(∇²_b E[g])), the identity in the lemma's proof, true at any point; None where the
-    denominator is not positive, so that it says nothing"""
+    denominator is not positive, or so small that the errors of a rule which stands for E make it less than ‖W‖"""
     lemma_bound: float | None
     """rho / (2 lam − √(K_estimate rho)), Lemma 3.1's own bound on every rho-SOSP's ‖W‖; None where it says nothing"""
     K_estimate: float
@@ -450,6 +450,7 @@ def certify(
         accuracies = inf, inf
     smallest = lambda_min(objective, params, accuracies[0])[0]
     denominator = (2 * lam + lambda_min(objective, [b], accuracies[1])[0]) * (1 - 1e-6)  # rounds the bound up
+    bound = float(project(gradients[-1]).norm()) / denominator if denominator > 0 else 0.0
     K_estimate = max(K_estimate, lipschitz(objective, params, radius))
     slack = 2 * lam - sqrt(K_estimate * rho)
     return Certificate(
@@ -457,7 +458,7 @@ def certify(
         gradient_error=gradient_error,
         lambda_min=smallest,
         w_norm=w_norm,
-        w_norm_bound=float(project(gradients[-1]).norm()) / denominator if denominator > 0 else None,
+        w_norm_bound=bound if denominator > 0 and w_norm <= bound + 1e-12 else None,
         lemma_bound=rho / slack if slack > 0 else None,
         K_estimate=K_estimate,
         rho=rho,

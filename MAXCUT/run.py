@@ -13,8 +13,10 @@ import os
 import platform
 import re
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -72,7 +74,8 @@ class Checkpoint:
 
     Args:
         file: where to keep it; None for nowhere. If it is there already, the run goes on from it.
-        config, data: what must be the same in both runs: flags, but for those that say where and how long, and data.
+        config, data: what must be the same in both runs: data, and flags but for those of places, of a search's length
+            and of the baselines. (--steps may shape a run from its start.)
 
     Attributes:
         elapsed: seconds that the run had taken before.
@@ -86,7 +89,7 @@ class Checkpoint:
         self.file, self.elapsed, self._parts, self._due = file, 0.0, {}, -float("inf")
         if file is None:
             return
-        free = ("graph", "data", "seconds", "descents", "checkpoint", "out")
+        free = ("graph", "data", "seconds", "descents", "roundings", "gaussians", "checkpoint", "out")
         digest = hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in data)).hexdigest()
         flags = {f"--{k.replace('_', '-')}": str(v) for k, v in asdict(config).items() if k not in free}
         self._identity = flags | {"the data": digest}
@@ -244,13 +247,19 @@ def writable(folder: Path) -> None:
 
 
 @contextmanager
-def whole_files(folder: Path) -> Iterator[Path]:
-    """A temporary folder, whose files at the end move to `folder`, each of them whole.
+def whole_files(folder: Path, sometimes: Sequence[str] = ()) -> Iterator[Path]:
+    """A temporary folder, whose files at the end move to `folder`, each of them whole; Ctrl-C does not stop that.
+
+    Args:
+        folder: where the files are to be.
+        sometimes: stems of files that not every run writes: those of an earlier run are removed.
 
     Raises:
         OSError: `folder` can't be written to, or is full.
     """
     parts: dict[Path, Path] = {}
+    first = threading.current_thread() is threading.main_thread()  # where alone signals can be looked after
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if first else None
     try:
         with tempfile.TemporaryDirectory() as staging:
             yield Path(staging)
@@ -261,9 +270,14 @@ def whole_files(folder: Path) -> Iterator[Path]:
                 shutil.copyfile(file, part)
         for part, file in parts.items():
             os.replace(part, folder / file.name)
+        for file in folder.iterdir():
+            if file.stem in sometimes and file.name not in {new.name for new in parts.values()}:
+                file.unlink()
     except OSError as error:
         raise OSError(f"the files can't be written to {folder}: {error.strerror or error}") from error
     finally:
+        if first:
+            signal.signal(signal.SIGINT, handler)
         for part in parts:
             part.unlink(missing_ok=True)
 
@@ -280,7 +294,7 @@ def save(
         save_figure(figure, folder, name)
     for name, content in arrays.items():
         np.savez(folder / f"{name}.npz", **content)
-    names = ("torch", "numpy", "scipy", "networkx", "matplotlib")
+    names = ("torch", "numpy", "scipy", "sklearn", "networkx", "matplotlib")
     versions = {name: sys.modules[name].__version__ for name in names if name in sys.modules}
     provenance = {
         "config": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
@@ -307,6 +321,7 @@ def command_line(main: Callable[[Any], bool], config: type, description: str) ->
     warnings.formatwarning = lambda message, *_: f"note: {message}\n"
     for stream in filter(None, (sys.stdout, sys.stderr)):  # a daemon may have closed them
         stream.reconfigure(errors="replace")  # λ and ‖ where the terminal has none
+    flags = None
     try:
         flags = tyro.cli(config, description=description)
         status = 130 if main(flags) else 0
@@ -315,7 +330,9 @@ def command_line(main: Callable[[Any], bool], config: type, description: str) ->
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except KeyboardInterrupt:
-        print("interrupted before the files were written: nothing is saved", file=sys.stderr)
+        file = getattr(flags, "checkpoint", None)
+        saved = f"--checkpoint {file} goes on from what it has" if file and file.exists() else "nothing is saved"
+        print(f"interrupted before the files were written: {saved}", file=sys.stderr)
         status = 130
     except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
         # PyTorch says RuntimeError where memory runs out; others are bugs.

@@ -262,6 +262,16 @@ def test_certificate_of_a_quadratic_is_the_lemma_with_equality():
     assert certify(lambda: f(0.1), [W, b], W, b, lam=0.1, rho=1e-2).w_norm_bound is None  # 0.2 − 0.5 < 0
 
 
+def test_a_bound_that_the_norm_itself_refutes_is_none():
+    """Of an f that is no expectation, or one by too coarse a rule, ∇_W f is not (∇²_b f + 2 lam I) W."""
+    W, b = torch.ones(2, 1, requires_grad=True), torch.zeros(2, requires_grad=True)
+    for slope, told in ((1.5, True), (0.5, False)):  # 1 would be right
+        found = certify(lambda slope=slope: slope * W.sum() + b @ b / 2 + (W**2).sum(), [W, b], W, b, lam=1.0, rho=1.0)
+        bound = (slope + 2) * 2**0.5 / 3
+        assert found.w_norm == pytest.approx(2**0.5) and (bound > 2**0.5) == told
+        assert found.w_norm_bound == pytest.approx(bound, rel=1e-5) if told else found.w_norm_bound is None
+
+
 @pytest.mark.parametrize(
     "bad, word",
     [({"lr": -1}, "lr"), ({"rho": -1}, "rho"), ({"radius": -1}, "radius"), ({"momentum": 1}, "momentum")]

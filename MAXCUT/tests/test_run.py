@@ -1,5 +1,7 @@
 """What every run has around its mathematics: checkpoints of the right run, files that are whole or not there."""
 
+import os
+import signal
 import sys
 import warnings
 from dataclasses import replace
@@ -165,6 +167,17 @@ def test_files_are_whole_or_not_there(tmp_path):
         (folder / "a").write_text("new")
         (folder / "c").write_text("more")
     assert (tmp_path / "a").read_text() == "new" and {path.name for path in tmp_path.iterdir()} == {"a", "b", "c"}
+
+
+def test_ctrl_c_waits_until_the_files_are_written_and_those_of_another_run_go(tmp_path):
+    for name in ("c.txt", "d.txt", "e.txt"):
+        (tmp_path / name).write_text("old")
+    with whole_files(tmp_path, sometimes=("c", "d")) as folder:
+        (folder / "c.txt").write_text("new")
+        os.kill(os.getpid(), signal.SIGINT)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"c.txt": "new", "e.txt": "old"}
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 ENDS = {
