@@ -72,7 +72,7 @@ class Config:
     seconds: Positive | None = None
     """so much time, from start to end, for more than one SOSP, of which the best is kept; none: one SOSP"""
     descents: Count | None = None
-    """end the search after so many descents, whatever the seconds; with one thread the same cut in every run"""
+    """end the search after so many descents; without --seconds and with one thread the same cut in every run"""
     roundings: Annotated[int, Field(ge=1, le=10**6)] = 1000
     """Goemans–Williamson roundings, the baseline"""
     seed: Seed = 0
@@ -94,11 +94,14 @@ def main(config: Config) -> bool:
     graph = random_graph(config.n, config.p, config.graph_seed) if config.graph is None else read_graph(config.graph)
     run.writable(config.out)
     checkpoint = run.Checkpoint(config.checkpoint, config, [torch.tensor(graph.n), graph.i, graph.j, graph.w])
+    if checkpoint.resumed("search") and not (config.seconds or config.descents):
+        raise ValueError(f"--checkpoint {config.checkpoint} is in a search, which goes on with --seconds or --descents")
     torch.set_num_threads(threads(graph, cores := torch.get_num_threads()))
     torch.set_flush_denormal(True)  # densities of decided vertices underflow, and subnormal numbers are slow
     graph, generator = graph.to(config.device), torch.Generator(config.device).manual_seed(config.seed)
 
     since = time.perf_counter() - checkpoint.elapsed
+    optimum = exact_maxcut(graph)[0] if graph.n <= EXACT_LIMIT else None
     V = solve_sdp(graph, generator=generator)
     draw = partial(goemans_williamson, graph, V, generator=torch.Generator(config.device).manual_seed(config.seed + 1))
     known = aside(partial(upper_bound, graph, V), partial(draw, config.roundings))
@@ -111,7 +114,8 @@ def main(config: Config) -> bool:
         workers = min(4, cores) if config.device == "cpu" else 1
 
         def most() -> float:  # with a number of descents only, nothing shall depend on when the bound is known
-            return known[0].result()[0] if (known[0].done() if config.seconds else not large) else inf
+            ready = known[0].done() if config.seconds else not large
+            return optimum if optimum is not None else known[0].result()[0] if ready else inf
 
         found = search(graph, V, s, config, generator, since, most, workers, checkpoint, reserve)
         descent.plant(s := torch.from_numpy(found.best_cut()).to(s))
@@ -121,27 +125,23 @@ def main(config: Config) -> bool:
         (bound, proof), gw = known[0].result(), known[1].result()
     except KeyboardInterrupt:  # these may take longer than the cut, which is what counts
         (bound, proof), gw, interrupted = (float(graph.w.clamp(min=0).sum()), "the weights' sum"), draw(1), True
-    gw, optimum, still = gw.cpu().numpy(), exact_maxcut(graph)[0] if graph.n <= EXACT_LIMIT else None, None
+    gw, still = gw.cpu().numpy(), None
     if graph.n <= plot.DRAWN:  # smaller steps, as the curvature at the saddle is of order 1/ε
         unperturbed = replace(config, radius=0.0, algorithm="default", seconds=None, descents=None, lr=config.lr / 3)
         still = Derandomization(graph, V, unperturbed, generator).run().result()
-
-    results = dict(experiment="MAXCUT", n=graph.n, m=graph.m, cut=result.cut, optimum=optimum, sigma=result.sigma)
+    results = dict(experiment="MAXCUT", n=graph.n, m=graph.m, cut=result.cut, optimum=optimum, interrupted=interrupted)
     results |= dict(expected_cut=float(result.history["expected_cut"][-1]), objective=result.objective)
-    results |= dict(upper_bound=bound, upper_bound_proof=proof, sdp_value=sdp_value(graph, V))
-    results |= dict(gw_mean=gw.mean(), gw_best=gw.max(), roundings=len(gw))
-    results |= dict(descents=1 + (found.descents if found else 0), steps=result.steps, perturbations=len(result.kicks))
-    results |= dict(certificate=result.certificate and asdict(result.certificate))
+    results |= dict(upper_bound=bound, upper_bound_proof=proof, sdp_value=sdp_value(graph, V), sigma=result.sigma)
+    results |= dict(gw_mean=gw.mean(), gw_best=gw.max(), roundings=len(gw), perturbations=len(result.kicks))
+    results |= dict(certificate=result.certificate and asdict(result.certificate), steps=result.steps)
     results |= dict(seconds=descended - since, seconds_pgd=descended - relaxed + checkpoint.elapsed)
-    searched = {"search_seconds": found.seconds, "search_cut": found.best} if found else {}
-    history = result.history | {"gw": gw} | searched
-    with run.whole_files(config.out) as folder:
+    results |= dict(descents=1 + (found.descents if found else 0))
+    history = result.history | {"gw": gw} | (found.curve() if found else {})
+    with run.whole_files(config.out, sometimes=("graph", "search", "vertices")) as folder:
         run.save(folder, config, results, plot.figures(graph, result, still, found, results, gw), history=history)
         np.savetxt(folder / "cut.txt", result.s.cpu() > 0, fmt="%d")
         if graph.names:
             (folder / "vertices.txt").write_text("\n".join(graph.names) + "\n", encoding="utf-8")
-    if not graph.names:
-        (config.out / "vertices.txt").unlink(missing_ok=True)  # of another graph
     plot.summary(config, results, result, found, interrupted)
     return interrupted
 

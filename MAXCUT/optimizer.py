@@ -322,6 +322,7 @@ class Derandomization(Descent):
         second_order = self.objective if c.algorithm == "2" else None
         momentum = 0.0 if self.pure else c.momentum
         options = dict(momentum=momentum, patience=c.patience, objective=second_order, generator=generator)
+        options |= dict(curvature=min(sqrt(c.rho), c.lam))  # what the certificate asks
         return PGD([self.V, self.mu], lr=c.lr, rho=c.rho, radius=c.radius, **options)
 
     @property
@@ -391,12 +392,15 @@ class Derandomization(Descent):
         trim()  # of what the search has left
         length = 1e-3 * self.config.epsilon * self.problem.root_d.to(self.V)[:, None]
         self.V *= length / self.V.norm(dim=1, keepdim=True).clamp_min(1e-30)
-        self.mu.copy_(8 * self.problem.noise * s)
+        self.mu.copy_(8 * self.problem.noise * s.to(self.mu))
         self.pgd = self._pgd(self.generator)
-        for _ in range(self.steps):
-            self.step()
-            if self.pgd.converged:
-                break
+        try:
+            for _ in range(self.steps):
+                self.step()
+                if self.pgd.converged:
+                    break
+        except KeyboardInterrupt:
+            self.interrupted = True
 
     def result(self, s: Tensor | None = None) -> Result:
         """The cut s, else that of `round`, and the certificate of where the descent is.

@@ -1,6 +1,7 @@
 """Figures of a finished run, each function draws one from its numbers and returns it; and its summary in words."""
 
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +32,7 @@ def figures(
     drawn = {
         "fig4_cut": cut(result.history, gw, *ceiling),
         "fig5_sigma": sigma(result.history, result.kicks),
-        "saddle": saddle(result, still),
+        "saddle": saddle(replace(result, certificate=None) if found else result, still),  # it is of the planted end
     }
     if still is not None:
         drawn["graph"] = draw(graph, result.s.cpu().numpy(), result.cut)
@@ -46,13 +47,14 @@ def summary(config: "Config", results: dict, result: Result, found: Search | Non
     share = f", {r['cut'] / bound:.2%} of the bound" if bound else ""
     beside = share if r["optimum"] is None else f", the optimum is {r['optimum']:.10g}"
     proof = "Lanczos', not proven" if r["upper_bound_proof"] == "Lanczos" else f"proven by {r['upper_bound_proof']}"
+    after = "after" if found is None else "where the search's cut was planted; the first descent took"
     lines = {
         "graph": f"{r['n']} vertices, {r['m']} edges",
         "cut": f"{r['cut']:.10g}{beside}" + (": the best so far, interrupted" if interrupted else ""),
         "E[cut]": f"{r['expected_cut']:.10g} where the descent ended, before any rounding",
         "upper bound": f"{bound:.10g} (SDP value {r['sdp_value']:.10g}; {proof})",
         "Goemans–W.": f"mean {r['gw_mean']:.6g}, best of {r['roundings']} {r['gw_best']:.10g}",
-        "rounding": f"σ = {r['sigma']:.1e} after {r['steps']} steps and {r['perturbations']} perturbations",
+        "rounding": f"σ = {r['sigma']:.1e} {after} {r['steps']} steps and {r['perturbations']} perturbations",
     }
     if found is not None:
         gains = f"{found.best[0]:.10g} → {found.best[-1]:.10g} in {found.descents} more descents"

@@ -48,12 +48,14 @@ def solve_sdp(
     n = graph.n
     rank = rank or min(ceil(sqrt(2 * n)), MAX_RANK)
     unit = float(graph.w.abs().max())  # in which the weights fit single precision
-    W = graph.matrix.crow_indices(), graph.matrix.col_indices(), (graph.matrix.values() / unit).float()
     d = torch.where(graph.degree > 0, graph.degree, unit)
+    small = torch.where(d > 1e-15 * unit, 1.0, d / unit)  # squares of a row so small would underflow: it is made larger
+    crow, column, w = graph.matrix.crow_indices(), graph.matrix.col_indices(), graph.matrix.values() / unit
+    W = crow, column, (w / small.repeat_interleave(crow.diff())).float()
     scale = sp.diags_array(1 / np.sqrt(d.cpu().numpy()))
     start = np.random.default_rng(0).standard_normal(n)
     theta = eigsh(scale @ graph.adjacency @ scale, k=1, which="LA", tol=1e-2, v0=start)[0][0]
-    majorizer = (1.02 * theta * d / unit).float()[:, None]  # 1.02: θ is known to one percent
+    majorizer = (1.02 * theta * d / unit / small).float()[:, None]  # 1.02: θ is known to one percent
 
     V = normalize(torch.randn(n, rank, generator=generator, device=graph.w.device))
     Y, t = V.clone(), 1.0

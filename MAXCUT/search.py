@@ -72,6 +72,7 @@ class Reheating:
         if (kept := checkpoint.resumed("search")) is not None:
             found.load_state_dict(kept)
             generator.set_state(kept["random"])
+        self.begun = found.descents
 
     def state_dict(self) -> State:
         """The search between two descents; of those that other threads are in nothing is kept."""
@@ -82,7 +83,8 @@ class Reheating:
         left, found = 0.9 * self.left() / self.slowness, self.found
         whole = {way: self.ways.seconds(way) for way in self.menu}
         costs = {way: min(cost, left) for way, cost in whole.items() if cost * SHORTEST.get(way, 1) < left}
-        if not costs or found.descents >= self.descents:
+        room = self.descents - self.begun
+        if not costs or room <= 0:
             return None
         seed = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
         rng, teams = np.random.default_rng(int(seed)), [way for way in TEAMS if way in costs]
@@ -91,7 +93,8 @@ class Reheating:
             parents, memory = [None], np.zeros((1, len(found.s[0])))
         else:
             way = found.choose(costs, rng)
-            parents, memory = found.parents(self.ways.batch(way), rng)
+            parents, memory = found.parents(min(self.ways.batch(way), room), rng)
+        self.begun += len(parents)
         return Batch(way, parents, memory, costs[way], rng)
 
     def task(self, workers: int) -> Callable[[Callable[[], float]], None]:

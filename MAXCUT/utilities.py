@@ -1,6 +1,7 @@
 """Graphs: make them, read them, value their cuts, find the exact maximum cut of small ones."""
 
 import ctypes
+import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -94,7 +95,8 @@ def threads(graph: Graph, cores: int) -> int:
 
 def trim() -> None:
     """Return freed memory to the system; of several threads' glibc keeps gigabytes. Elsewhere: nothing."""
-    getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)(0)
+    if sys.platform == "linux":
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)(0)
 
 
 def aside(*calls: Callable[[], Any]) -> list[Future]:
@@ -253,7 +255,10 @@ def read_gset(file: TextIO) -> Graph:
         raise ValueError(f"line 1 announces {n} vertices and only {m} edges: more than this program takes")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # numpy's, of an empty file: said better below
-        edges = np.loadtxt(file, ndmin=2, comments=None)
+        try:
+            edges = np.loadtxt(file, ndmin=2, comments=None)
+        except ValueError as error:
+            raise ValueError(f"edges are not all 'i j' or all 'i j w': {str(error).split('; use')[0]}") from None
     if len(edges) != m:
         raise ValueError(f"line 1 announces {m} edges, the file has {len(edges)}: is it truncated?")
     if edges.shape[1] not in (2, 3):

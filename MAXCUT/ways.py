@@ -246,13 +246,14 @@ class Ways:
         return max(s, key=lambda x: value(self.graph, x))[None]
 
     def _with_vectors(self, mu: np.ndarray, rng: np.random.Generator, over: Over) -> Tensor | None:
-        k = self.V.shape[1]
+        k, count = self.V.shape[1], len(mu)
+        mu = np.resize(mu, (self.copies, self.graph.n))  # so many the problem has; fewer are asked for at the end
         rotations = [np.linalg.qr(rng.standard_normal((k, k)))[0] for _ in mu]
         V = torch.cat([self.V @ torch.from_numpy(Q).to(self.V) for Q in rotations])
         root_d = self.problem.root_d.to(V)
         start = V * root_d[:, None], torch.from_numpy(mu).to(V).view(-1) * root_d
         end = descend(self.problem, *start, WAYS["vectors"], over)
-        return end and self.problem.means(*end).view(len(mu), -1)
+        return end and self.problem.means(*end).view(len(mu), -1)[:count]
 
     def _without_vectors(self, x: np.ndarray, rng: np.random.Generator, over: Over) -> Tensor | None:
         y = 0.1 * rng.standard_normal(x.shape)

@@ -147,6 +147,7 @@ def test_adjacency_lists_with_blank_lines_or_edges_at_both_ends(tmp_path, text):
         ("100000000 1\n1 2\n", "announces"),
         (f"{10**30} 2\n1 2\n2 3\n", "announces"),
         (f"3 {10**15}\n1 2\n", "truncated"),
+        ("3 2\n1 2\n2 3 1\n", "not all 'i j' or all 'i j w'"),
         ("9" * 5000 + " 1\n1 2\n", "line 1"),
         ("x" * 10**7, "line 1"),
         ("3 1\n1 1e400\n", "inf"),

@@ -207,6 +207,49 @@ def test_ctrl_c_in_the_certificate_saves_the_cut(tmp_path, capsys, monkeypatch, 
     assert results(tmp_path)["certificate"] is None and results(tmp_path)["cut"] == 41
 
 
+def test_ctrl_c_at_the_planted_end_saves_the_searchs_cut(tmp_path, monkeypatch, undrawn):
+    module, step = sys.modules["optimizer"], sys.modules["optimizer"].Derandomization.step
+
+    def plant(descent: object, s: object) -> None:
+        def interrupted(descent: object) -> None:
+            monkeypatch.setattr(module.Derandomization, "step", step)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(module.Derandomization, "step", interrupted)
+        planted(descent, s)
+
+    planted = module.Derandomization.plant
+    monkeypatch.setattr(module.Derandomization, "plant", plant)
+    assert main(Config(n=60, p=0.2, steps=300, descents=20, roundings=10, out=tmp_path))
+    found = results(tmp_path)
+    with np.load(tmp_path / "history.npz") as history:
+        assert found["cut"] == history["search_cut"][-1]
+    assert found["interrupted"] and found["descents"] == 21
+
+
+def test_a_search_ends_at_the_optimum_where_it_is_known_and_goes_on_only_as_a_search(tmp_path, undrawn):
+    checkpoint = tmp_path / "run.checkpoint"
+    main(Config(seconds=600, checkpoint=checkpoint, out=tmp_path))
+    found = results(tmp_path)
+    assert found["cut"] == 41 == found["optimum"] and found["seconds"] < 100 and not found["interrupted"]
+    with pytest.raises(ValueError, match="goes on with --seconds or --descents"):
+        main(Config(checkpoint=checkpoint, out=tmp_path))
+
+
+def test_files_of_another_graph_do_not_stay(tmp_path, undrawn):
+    (tmp_path / "mine.txt").write_text("mine")
+    main(Config(n=30, p=0.2, steps=100, descents=1, out=tmp_path))
+    assert {"graph.png", "search.pdf", "search.png"} <= {file.name for file in tmp_path.iterdir()}
+    main(Config(n=201, p=0.05, steps=100, out=tmp_path))
+    left = {file.name for file in tmp_path.iterdir()}
+    assert not {"graph.png", "graph.pdf", "search.png", "search.pdf"} & left and "mine.txt" in left
+
+
+def test_after_a_search_nothing_is_said_of_the_descent_that_is_the_planted_ends(tmp_path, capsys, undrawn):
+    main(Config(n=60, p=0.2, steps=100, descents=1, roundings=10, out=tmp_path))
+    assert "where the search's cut was planted; the first descent took 100 steps" in capsys.readouterr().out
+
+
 def test_ctrl_c_while_the_bound_is_awaited_saves_the_cut(tmp_path, capsys, monkeypatch, undrawn):
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt

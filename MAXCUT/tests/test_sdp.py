@@ -149,3 +149,12 @@ def test_the_factorizations_tell_definite_from_indefinite(monkeypatch):
             assert sdp.positive_definite(S) == (definite, proof)
     monkeypatch.setattr(sdp, "SPARSE", 0)
     assert sdp.positive_definite(sp.eye_array(20, format="csr")) == (None, "Lanczos")
+
+
+def test_rows_have_length_1_whatever_the_weights_sizes():
+    """A path with weights of 10⁻¹⁵ to 10¹⁵, all of which a cut can contain."""
+    w = 10 ** np.random.default_rng(0).uniform(-15, 15, 399)
+    graph = make_graph(400, np.arange(399), np.arange(1, 400), w)
+    V = solve_sdp(graph, generator=torch.Generator().manual_seed(0))
+    assert (V.norm(dim=1) - 1).abs().max() < 1e-6
+    assert w.sum() <= upper_bound(graph, V)[0] < 1.001 * w.sum()
