@@ -1,5 +1,6 @@
 """Data matrices: the paper's random one, or a user's from a file; what can't be worked with is refused."""
 
+import csv
 import os
 import re
 import tempfile
@@ -102,17 +103,38 @@ def read_npz(path: Path) -> np.ndarray:
 
 
 def read_csv(path: Path) -> np.ndarray:
-    """The numbers in a text file, one row a line; a first line without any number is taken for column names."""
+    """The numbers in a text file, one row a line; a first line without any number or gap is taken for column names."""
     with path.open(encoding="utf-8-sig") as file:
         lines = (line for line in file if not line.isspace())
-        first = next(lines, "")
-        if not re.search(r"(?<![^\s,;])[-+.]?\d", first):
-            first = next(lines, "")
-        separator = "," if "," in first else ";" if ";" in first else None
+        first, second = next(lines, ""), next(lines, "")
+        separator = _separator(second)
+        cells = next(csv.reader([first], delimiter=separator or " ", skipinitialspace=True), [])
+        names = not any(map(_is_value, cells))
+        separator = separator or (None if names else _separator(first))
+        rows = chain([second] if names else [first, second], lines)
+        if separator is None:
+            rows = map(_without_gaps, rows)
         try:
-            return np.loadtxt(chain([first], lines), delimiter=separator, comments=None, ndmin=2)
+            return np.loadtxt(rows, delimiter=separator, comments=None, ndmin=2, quotechar='"')
         except ValueError as error:
             raise ValueError(f"it is no table of numbers: {str(error).split('; use')[0]}") from None
+
+
+def _separator(line: str) -> str | None:
+    """Comma, semicolon, or None for blanks and tabs."""
+    return next((mark for mark in ",;" if mark in line), None)
+
+
+def _is_value(cell: str) -> bool:
+    """Whether the cell holds a number, or what stands where one is missing: no name of a column."""
+    missing = cell.strip().lower() in ("", "na", "n/a", "nan", "null", "none", "?", "inf", "-inf")
+    return missing or re.match(r"\s*[-+]?\.?\d", cell) is not None
+
+
+def _without_gaps(line: str) -> str:
+    if re.search(r"^\t|\t\t|\t$", line.rstrip("\r\n")):
+        raise ValueError(f"there is nothing before, between or after tabs in {line.rstrip()[:60]!r}")
+    return line
 
 
 READERS = {".npy": read_npy, ".npz": read_npz, ".csv": read_csv}

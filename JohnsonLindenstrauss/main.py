@@ -119,7 +119,8 @@ def main(config: Config) -> bool:
 
     start = time.perf_counter() - checkpoint.elapsed
     generator = torch.Generator(config.device).manual_seed(config.seed)
-    result = Derandomization(problem, config, generator).run(checkpoint).result()
+    descent = Derandomization(problem, config, generator)
+    result = descent.run(checkpoint).result()
     seconds = time.perf_counter() - start
 
     try:
@@ -129,8 +130,9 @@ def main(config: Config) -> bool:
     results = dict(experiment="JohnsonLindenstrauss", n=len(problem.X), d=problem.d, k=config.k, problem=config.problem)
     results |= dict(preserved=problem.N, duplicates=getattr(problem, "duplicates", 0))
     results |= dict(distortion=result.distortion, sigma=result.sigma, tau=result.tau, objective=result.objective)
-    results |= dict(certificate=result.certificate and asdict(result.certificate))
+    results |= dict(certificate=result.certificate and asdict(result.certificate), interrupted=result.interrupted)
     results |= dict(seconds=seconds, steps=result.steps, perturbations=len(result.kicks)) | compared.numbers()
+    results |= dict(completed=dict(growth=descent.growth, ridge=descent.ridge))
     results |= dict(peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)  # bytes, on Linux
     with run.whole_files(config.out) as folder:
         np.save(folder / "projection.npy", result.M.cpu().numpy())

@@ -83,7 +83,8 @@ class Pairs:
 
     Attributes:
         N: number of pairs that are preserved.
-        duplicates: number of pairs left out, as they are closer than 10⁻⁵ of their distance to the mean point.
+        duplicates: number of pairs left out: at most 10⁻⁵ (‖x_i‖² + ‖x_j‖²)^½ apart, x about the mean point. Those that
+            are apart at all are warned of.
         points: (n, d) the points again: distances that are not kept are measured between these, whatever X is then.
 
     Raises:
@@ -97,11 +98,14 @@ class Pairs:
         n, self.d = X.shape
         self.blocks, self.log_weight, self.chosen, squares = [], 0.0, None, self.X.square().sum(1)
         tiles = [slice(start, min(start + TILE, n)) for start in range(0, n, TILE)]
-        self.N = 0
+        self.N = apart_at_all = 0
         for i, rows in enumerate(tiles):
             for columns in tiles[i:]:
                 D = _squared_distances(self.X[rows].T, self.X[columns].T)
                 apart = D > 1e-10 * (squares[rows, None] + squares[columns])  # closer ones drown in rounding
+                near = (~apart).triu(1) if rows == columns else ~apart
+                if near.any():
+                    apart_at_all += int((torch.cdist(X[rows], X[columns], p=inf) > 0)[near].sum())
                 apart = (apart.triu(1) if rows == columns else apart).flatten()
                 count = int(apart.sum())
                 self.N += count
@@ -112,6 +116,11 @@ class Pairs:
         self.duplicates = n * (n - 1) // 2 - self.N
         if self.N == 0:
             raise ValueError(f"all {n} points are the same: there is no distance to preserve")
+        if apart_at_all:
+            why = "rounding would drown their distances; are the columns' units that different?"
+            warnings.warn(
+                f"{apart_at_all} pairs of points that differ are too near to be preserved: {why}", stacklevel=2
+            )
 
     def _inverse(self, block: Tile) -> Tensor:
         """1/‖x_i − x_j‖² of the block's pairs, flat."""

@@ -206,14 +206,14 @@ class Newton:
     def _turn(self) -> bool:
         """Turn M, and say which entries are variables; whether those are all that f depends on."""
         k, r = self.M.shape
-        R, order = qr(self.M.numpy(), mode="r", pivoting=True)
+        R, order = qr(self.M.cpu().numpy(), mode="r", pivoting=True)
         self.M = torch.empty_like(self.M)
-        self.M[:, order] = torch.from_numpy(R)
+        self.M[:, order] = torch.from_numpy(R).to(self.M)
         self._at = weigh(self.U, self.M, self.tau, self.G)
         place = torch.empty(r, dtype=torch.long)
         place[torch.from_numpy(order).long()] = torch.arange(r)
         diagonal = np.abs(R.diagonal())
-        self.free = place >= torch.arange(k)[:, None]
+        self.free = (place >= torch.arange(k)[:, None]).to(self.M.device)
         return k <= r and diagonal.min() > 1e-4 * diagonal.max()
 
     def _look(self, M: Tensor) -> tuple[tuple[Tensor, ...], Tensor, float, At]:
@@ -352,9 +352,12 @@ class Newton:
 
 def _lowest(U: Tensor, at: At, tau: float, G: Tensor, tolerance: float) -> tuple[float, Tensor]:
     """A bound on the lowest eigenvalue of ∇²f, and an approximate eigenvector (k, r), by Lanczos."""
-    times = lambda v: product(U, at, tau, G, torch.from_numpy(v).view_as(at.g)).numpy().ravel()  # noqa: E731
+
+    def times(v: np.ndarray) -> np.ndarray:
+        return product(U, at, tau, G, torch.from_numpy(v).to(at.g).view_as(at.g)).cpu().numpy().ravel()
+
     least, v = lanczos(times, np.random.default_rng(0).standard_normal(at.g.numel()), tolerance)
-    return least, torch.from_numpy(v()).view_as(at.g)
+    return least, torch.from_numpy(v()).to(at.g).view_as(at.g)
 
 
 def certificate(problem: Problem, M: Tensor, tau: float, lam: float, rho: float, ridge: float = 0.0) -> Certificate:
@@ -415,4 +418,4 @@ def _proven(U: Tensor, at: At, tau: float, G: Tensor, threshold: float) -> float
         if not torch.linalg.cholesky_ex(A)[1]:
             return -epsilon
         epsilon *= 10
-    return float(eigh(H.numpy(), subset_by_index=(0, 0), eigvals_only=True)[0])
+    return float(eigh(H.cpu().numpy(), subset_by_index=(0, 0), eigvals_only=True)[0])

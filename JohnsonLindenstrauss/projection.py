@@ -33,7 +33,8 @@ class DerandomizedProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         distortion_: worst |‖M x‖²/‖x‖² − 1| over the differences x of the points fitted (or over the points).
         sigma_: σ at the end, the randomness that is left.
         certificate_: what was measured where the descent ended, see `pgd.Certificate`: whether that is a second-order
-            stationary point; None where `max_iter` steps ended the descent with too many pairs that still matter.
+            stationary point; None where Ctrl-C ended the descent, or `max_iter` steps with too many pairs that still
+            matter.
         n_iter_: steps taken.
         n_features_in_, feature_names_in_: as in all of scikit-learn.
     """
@@ -63,6 +64,7 @@ class DerandomizedProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
 
         Raises:
             ValueError: fewer than 2 points, NaN, all points the same, a zero vector, a parameter out of its range.
+            KeyboardInterrupt: Ctrl-C; the best projection by then is there all the same.
         """
         self._validate_params()
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
@@ -75,6 +77,8 @@ class DerandomizedProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         self.components_ = result.M.numpy()
         self.distortion_, self.sigma_, self.n_iter_ = result.distortion, result.sigma, result.steps
         self.certificate_ = result.certificate
+        if result.interrupted:
+            raise KeyboardInterrupt
         return self
 
     def transform(self, X: np.ndarray) -> np.ndarray:

@@ -164,6 +164,7 @@ class Derandomization(Descent):
         self.newton: Newton | None = None
         self.kd, self.scale, self.value, self.escapes = config.k * problem.d, 1.0, nan, 0
         free = config.problem == "pairs" and config.objective == "bound" and config.k < len(self.basis)
+        self.growth = config.growth or (1.05 if config.problem == "vectors" else 1.003)
         self.ridge = (1e-4 if free and not self.pure else 0.0) if config.ridge is None else config.ridge
         self.lam = config.lam + self.ridge  # E‖A‖² = ‖M‖² + ‖σI‖²,
         self.G = self.ridge * self.basis @ self.basis.T  # and ridge ‖M‖² = tr M G Mᵀ in the coordinates that M moves in
@@ -201,7 +202,7 @@ class Derandomization(Descent):
         return self.params["M"].detach().clone(), self.scale * self.params["t"].detach()
 
     def f(self, problem: Problem, M: Tensor, s: Tensor, tau: float) -> Tensor:
-        """f at s = ‖σI‖_F, less ridge ‖M‖²; twice differentiable, but for the sampled objective."""
+        """f at s = ‖σI‖_F, less ridge ‖M‖², of `tail` the mean; twice differentiable, but for the sampled objective."""
         if self.config.objective == "bound":
             value = bound(problem, M, s, tau)
         elif self.config.objective == "tail":
@@ -254,8 +255,7 @@ class Derandomization(Descent):
         """Raise τ if σ allows it; once σ has begun to vanish, rescale t; once few pairs matter, go on with Newton."""
         config = self.config
         if config.objective == "bound":
-            growth = config.growth or (1.05 if config.problem == "vectors" else 1.003)
-            raised = min(config.tau, self.tau * growth**STAGE)
+            raised = min(config.tau, self.tau * self.growth**STAGE)
             if raised * self.variance < ROOM:
                 self.tau = raised
             if config.k >= len(self.basis) and not self.ridge and self.history["distortion"][-1] < 0.5:
@@ -322,14 +322,14 @@ class Derandomization(Descent):
 
     @torch.no_grad()
     def row(self) -> dict[str, Any]:
-        """Worst distortion of M, and of one draw of A over the pairs that matter for M; σ, ‖∇f‖, f, τ."""
+        """Worst distortion of M, and of one draw of A (above `WHOLE` pairs: of those that matter); σ, ‖∇f‖, f, τ."""
         worst, (M, s) = self.look(), self.point()
         sigma = abs(s.item()) / sqrt(self.kd)
         noise = torch.randn(M.shape, generator=self.generator, dtype=M.dtype, device=M.device)
         return dict(
             step=self.t,
             distortion=worst,
-            drawn_distortion=distortion(self.few, M + sigma * noise),
+            drawn_distortion=distortion(self.small if self.problem.N <= WHOLE else self.few, M + sigma * noise),
             sigma=sigma,
             gradient_norm=self.pgd.gradient_norm,
             objective=self.value,
@@ -459,7 +459,7 @@ def sample(problem: Problem, M: Tensor, tau: float, size: int, generator: torch.
 
     ends, keys, worst = strongest(problem, M, key, size + 1)
     least, last = keys.min(0)
-    kept = torch.arange(len(keys)) != last
+    kept = torch.arange(len(keys), device=keys.device) != last
     few = problem.subset(*(x[kept] for x in ends))
     c = torch.cat([(q - 1).abs() for q in distortions(few, M)])
     few.log_weight = (least - tau / 2 * c).clamp(min=0)

@@ -93,3 +93,25 @@ def test_scikit_learns_data():
     digits, table = read_matrix("digits", 100), read_matrix("breast_cancer")
     assert digits.shape == (100, 64) and set(np.unique(digits)) == set(range(17))  # grey levels as they are
     assert table.shape == (569, 30) and np.allclose(table.mean(0), 0) and np.allclose(table.std(0), 1)
+
+
+@pytest.mark.parametrize(
+    "head, separator",
+    [("feature 0,feature 1", ","), ('"f 1";"f 2"', ";"), ("a b", " "), ("x1\tx2", "\t"), ("nano,info", ","), ("", ",")],
+)
+def test_column_names_are_passed_over_and_numbers_are_not(tmp_path, head, separator):
+    (tmp_path / "t.csv").write_text("\n".join([head, f'"1"{separator}2', f"3{separator}4e0"]))
+    assert read_matrix(str(tmp_path / "t.csv")).tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("row", ["nan,nan", "NA,NA", ",", "?,1", "-inf,inf"])
+def test_a_first_row_without_values_is_no_row_of_names(tmp_path, row):
+    (tmp_path / "t.csv").write_text(f"{row}\n1,2\n3,4\n")
+    with pytest.raises(ValueError, match=r"no table of numbers|NaN or infinite"):
+        read_matrix(str(tmp_path / "t.csv"))
+
+
+def test_empty_cells_between_tabs_are_not_closed_up(tmp_path):
+    (tmp_path / "t.csv").write_text("1\t\t3\n\t5\t6\n7\t8\t\n")
+    with pytest.raises(ValueError, match="no table of numbers"):
+        read_matrix(str(tmp_path / "t.csv"))

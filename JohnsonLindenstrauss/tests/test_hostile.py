@@ -212,7 +212,7 @@ def call(**flags: object) -> dict | str:
             warnings.catch_warnings(),
             pytest.raises(SystemExit) as end,
         ):
-            warnings.filterwarnings("ignore", "k = .* no projection is needed")
+            warnings.filterwarnings("ignore", "k = .* no projection is needed|.* are too near to be preserved")
             printed.reconfigure = complaints.reconfigure = lambda **_: None
             command_line(main, Config, "")
         lines = complaints.getvalue().splitlines()
@@ -334,6 +334,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.* are too near to be preserved")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", [Vectors, Pairs])
 @pytest.mark.parametrize("sigma", [0.0, 5e-324, 1e-200, 1e-9, 0.1])
@@ -423,6 +424,7 @@ def test_one_direction_in_closed_form(tau, k):
         assert not f_M.any() and f_s.isfinite()
 
 
+@pytest.mark.filterwarnings("ignore:.* are too near to be preserved")
 @pytest.mark.parametrize("objective", ["bound", "tail"])
 @pytest.mark.parametrize("kind", [Vectors, Pairs])
 @pytest.mark.parametrize("shape", SHAPES)

@@ -64,7 +64,7 @@ def test_a_users_points_with_duplicates(tmp_path):
     arguments = ["--problem", "pairs", "--k", "6", "--growth", "1.02", "--steps", "500", "--gaussians", "50"]
     done = run("--data", "my points.csv", "--out", "my figures", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "30 × 12, 434 pairs (1 of duplicate points left out), to 6 dimensions" in done.stdout
+    assert "30 × 12, 434 pairs (1 of duplicate or too near points left out), to 6 dimensions" in done.stdout
     M, found = np.load(tmp_path / "my figures" / "projection.npy"), results(tmp_path / "my figures")
     i, j = np.triu_indices(30, 1)
     i, j = (end[(i != 4) | (j != 5)] for end in (i, j))
@@ -73,6 +73,26 @@ def test_a_users_points_with_duplicates(tmp_path):
     assert found["distortion"] == pytest.approx(np.abs(q - 1).max(), rel=1e-9) and found["duplicates"] == 1
     assert found["distortion"] < found["pca"] and found["distortion"] < found["gaussian_scaled_min"]
     assert found["interpolation"] is None and "one row" not in done.stdout
+
+
+def test_points_that_differ_and_are_too_near_are_warned_of(tmp_path, undrawn):
+    """Ten columns of N(0, 1) beside one of 0 and 10⁷: pairs that agree in it are lost in its rounding errors."""
+    X = np.random.default_rng(0).standard_normal((30, 11))
+    X[:, 0] = 1e7 * (np.arange(30) % 2)
+    X[4] = X[6]
+    np.save(tmp_path / "X.npy", X)
+    options = dict(data=str(tmp_path / "X.npy"), problem="pairs", k=3, steps=20, gaussians=5)
+    with pytest.warns(UserWarning, match="209 pairs of points that differ are too near"):
+        main(Config(out=tmp_path, **options))
+    assert results(tmp_path)["duplicates"] == 210 == 2 * 15 * 14 // 2 and results(tmp_path)["preserved"] == 225
+
+
+def test_a_draw_is_measured_on_all_pairs(tmp_path, undrawn):
+    """At the start the worst distortion of one draw of A is that of one Gaussian matrix."""
+    main(Config(data="digits", problem="pairs", n=300, k=10, steps=30, gaussians=200, out=tmp_path))
+    with np.load(tmp_path / "history.npz") as history:
+        drawn, gaussian = history["drawn_distortion"][:2], history["gaussian"]
+    assert (gaussian.min() * 0.95 < drawn).all() and results(tmp_path)["completed"] == dict(growth=1.003, ridge=1e-4)
 
 
 def test_digits_and_the_first_rows_of_a_file(tmp_path, capsys, undrawn):

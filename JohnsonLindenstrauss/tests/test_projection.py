@@ -12,6 +12,7 @@ from sklearn.random_projection import GaussianRandomProjection
 from sklearn.utils.estimator_checks import check_estimator
 
 from projection import DerandomizedProjection
+from train import Derandomization
 
 
 def worst(X: np.ndarray, Y: np.ndarray) -> float:
@@ -42,6 +43,20 @@ def test_keeps_distances_in_a_pipeline():
         DerandomizedProjection(n_components=15, growth=1.02, max_iter=300), KNeighborsClassifier(1)
     ).fit(X, y)
     assert pipeline.score(X, y) == 1
+
+
+def test_ctrl_c_is_passed_on_with_the_best_so_far_kept(monkeypatch):
+    def interrupted(descent: Derandomization) -> None:
+        if descent.t == 30:
+            raise KeyboardInterrupt
+        step(descent)
+
+    step = Derandomization.step
+    monkeypatch.setattr(Derandomization, "step", interrupted)
+    projection = DerandomizedProjection(n_components=2, random_state=0)
+    with pytest.raises(KeyboardInterrupt):
+        projection.fit(np.random.default_rng(0).standard_normal((20, 5)))
+    assert projection.n_iter_ == 30 and projection.components_.shape == (2, 5) and projection.certificate_ is None
 
 
 def test_vectors_and_bad_parameters():
