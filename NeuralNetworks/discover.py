@@ -9,8 +9,8 @@ number of directions are chosen on rows held out, and the network is then fitted
 2. At the λ with the least risk on the validation rows, keep W's leading K directions, W = A B with B K × d, and fit;
    drop the least of them, fit, and so on down to 0. For a smaller λ, neurons are drawn anew each time: the path has
    lost many that a network on few directions has a use for.
-3. The number of directions is the least whose validation risk is within one standard error of the best (of the
-   difference row by row), give or take a share of the answers' variance that nobody would miss.
+3. The number of directions is the least whose validation risk exceeds the best by no more than one standard error (of
+   the difference row by row) and a share of the answers' variance that nobody would miss.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -278,7 +278,7 @@ def _least(stages: Sequence[Stage]) -> Stage:
 
 
 def choose(ranks: Sequence[Stage]) -> Stage:
-    """The fewest directions whose validation risk is within one standard error of the least, or negligibly above it.
+    """The fewest directions whose validation risk is at most one standard error and a negligible part above the least.
 
     The standard error is that of the mean difference of the losses, row by row (Hastie, Tibshirani and Friedman 2009,
     section 7.10, have the risk's own, which is larger, as what all fits share is in it).

@@ -7,6 +7,7 @@ model.predict(X)            # the network's answer, a function of those coordina
 """
 
 from copy import deepcopy
+from dataclasses import replace
 from numbers import Integral
 from typing import ClassVar, Literal, Self
 
@@ -58,6 +59,8 @@ class Whitening:
         if inputs == "scores":
             how = dict(output_distribution="normal", subsample=None)
             self.scores = QuantileTransformer(n_quantiles=min(len(X), 1000), **how).fit(X)
+        if inputs == "raw" and (size := np.abs(X).max()) > 1e4:
+            raise ValueError(f"inputs raw: some are as large as {size:.3g}, and the network wants about 1; whiten them")
         if inputs != "raw":
             S = self._scored(X)
             self.mean, deviation = S.mean(0), S.std(0)
@@ -150,8 +153,11 @@ class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         return validate_data(self, X, y, dtype=np.float64, y_numeric=not isinstance(self, ClassifierMixin), **how)
 
     def _refitted(self, rows: Rows) -> Self:
-        stage = self.discovery_.chosen
-        network = polish(stage.network, rows, self.loss, stage.lam, iterations=200)
+        network = (stage := self.discovery_.chosen).network
+        try:
+            network = polish(network, rows, self.loss, stage.lam, iterations=200)
+        except KeyboardInterrupt:
+            self.discovery_ = replace(self.discovery_, interrupted=True)
         self.network_ = network.restricted(stage.directions)
         self.lam_, self.n_directions_ = stage.lam, stage.directions
         self.spectrum_ = self.discovery_.full.network.spectrum()
@@ -160,7 +166,7 @@ class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         return self
 
     def transform(self, X: ArrayLike) -> NDArray:
-        """Coordinates (n, k) along the directions; over the rows of fit, of mean 0 and variance 1 (unless raw)."""
+        """Coordinates (n, k) along the directions, of mean 0; of variance 1 but for C's shrinkage; raw, as they are."""
         return self._inputs(X) @ self.network_.directions.T
 
     def _inputs(self, X: ArrayLike) -> NDArray:
@@ -270,6 +276,8 @@ class StructureDiscoveryClassifier(ClassifierMixin, _StructureDiscovery):
         return tags
 
     def _encoded(self, y: NDArray) -> NDArray:
+        if new := set(y.tolist()) - set(self.classes_.tolist()):
+            raise ValueError(f"y has {new.pop()!r}, which is none of the two classes, {self.classes_.tolist()}")
         return np.searchsorted(self.classes_, y)
 
     def _decoded(self, output: NDArray) -> NDArray:

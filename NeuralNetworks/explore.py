@@ -182,7 +182,7 @@ def results(model: Estimator, table: Table, scores: dict[str, dict], found: Stab
 def say(model: Estimator, table: Table, config: "Config", scores: dict[str, dict], found: Stability) -> None:
     """Print the summary, but for the loadings."""
     k, full, classes = model.n_directions_, model.discovery_.full, table.classes
-    told = "none found: no network did better on the validation rows than the mean" if k == 0 else str(k)
+    told = str(k) if k else "none found: no network did better on the validation rows than the mean by more than chance"
     if config.directions is not None:
         told = f"{k}, as asked"
     elif k == config.max_directions < len(table.columns):
@@ -223,13 +223,17 @@ def explore(config: "Config") -> bool:
     given = [x.name for x in fields(config) if x.name not in FLAGS and getattr(config, x.name) != x.default]
     if given:
         raise ValueError(f"--{given[0].replace('_', '-')} is the experiment's, no table's; leave it out with --data")
+    if config.seed + config.repeats >= 2**32:
+        raise ValueError(f"--seed is {config.seed}; on a table it and those of --repeats must be below 2³²")
     table = read(config.data, config.target, drop_missing=config.drop_missing, without=config.without)
     model, classes = estimator(config, table, config.seed), table.classes is not None
     model.check(len(table.columns))
+    rows, test = split(table.y, HELD_OUT, config.seed, classes)
+    if not np.ptp(table.y[test]):
+        raise ValueError(f"the target {table.target} is the same in all {len(test)} rows held out: too few rows differ")
     writable(config.out)
     torch.set_num_threads(1)  # batches are small: more threads wait for each other, long where the machine is busy
     start, scores = time.perf_counter(), {}
-    rows, test = split(table.y, HELD_OUT, config.seed, classes)
     X, y = table.X[rows], table.y[rows]
     ranks = min(len(table.columns), config.max_directions) + 1 if config.directions is None else 1
     total = (1 + config.repeats) * (len(LAMS) + ranks + 1) + config.bootstrap + RIVALS
@@ -246,7 +250,8 @@ def explore(config: "Config") -> bool:
                 progress(name)
         except KeyboardInterrupt:
             interrupted = True
-        model.refit(table.X, table.y)  # what is saved is what all rows say; it is not what was tested
+        # What is saved is what all rows say; it is not what was tested.
+        interrupted |= model.refit(table.X, table.y).discovery_.interrupted
         less = replace(config, bootstrap=0, repeats=0) if interrupted else config
         found, stopped = stability(model, table, less, progress)
     directions = directions_table(model, table, found.loadings_sd)

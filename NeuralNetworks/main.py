@@ -53,7 +53,7 @@ class Config:
     freeze_bias: bool = False
     """keep the first layer's biases as initialized: the theorem then has no hold"""
     risk: Literal["quadrature", "sobol", "sampled"] = "quadrature"
-    """population risk: integrated (d ≤ 3) as finely as it takes, over a fixed Sobol set, or a fresh batch each step"""
+    """population risk: integrated (d ≤ 3), with the error that the certificate says; a Sobol set; fresh batches"""
     samples: Annotated[int, Field(ge=2, le=2**30)] = 8192
     """points of the Sobol set, a power of two"""
     batch: Count = 50
@@ -61,7 +61,7 @@ class Config:
     steps: Count = 10_000
     """at most so many steps"""
     lr: Positive | None = None
-    """step size; none: 2 width, width at momentum 0, width/20 where all parameters are trained, and at most 1/λ"""
+    """step size; none: 2 width, at most 1/λ; at momentum 0 half of that; width/20 where all parameters are trained"""
     anneal: bool = False
     """let the step size fall to 0 over the second half of the steps, so that fresh batches' noise dies out"""
     lam: NotNegative = 1e-5
@@ -133,14 +133,14 @@ def main(config: Config) -> bool:
     teacher, student, data, rule = build(full, generator)
     writable(config.out)
     checkpoint = Checkpoint(config.checkpoint, config)
+    toys = outcome.toys(config.seed) if config.toy else {}
     start = time.perf_counter() - checkpoint.elapsed
     training = Training(student, data, teacher.directions, full, generator, rule)
     result = training.run(checkpoint).result()
     seconds = time.perf_counter() - start
 
-    toys = outcome.toys(config.seed) if config.toy else {}
     results = outcome.results(full, training, result, toys) | {"seconds": seconds}
-    with whole_files(config.out) as folder:
+    with whole_files(config.out, sometimes=("fig3_weights", "spectrum")) as folder:
         outcome.save(folder, config, training, result, results, toys)
     outcome.say(full, result, results)
     return result.interrupted

@@ -224,7 +224,7 @@ def build(
     for name, parameter in student.named_parameters():
         kept = config.trained == "first" and name not in ("W", "b")
         parameter.requires_grad_(not (kept or (name == "b" and config.freeze_bias)))
-    n, k = teacher.inputs, config.k
+    n, k = teacher.inputs, max(config.k, 1)  # where it uses none, as if it were the first
 
     def labelled(points: tuple[Tensor, Tensor]) -> Batch:
         return teacher.labelled(*(x.to(config.device) for x in points))
@@ -234,8 +234,8 @@ def build(
         if config.d > 3:
             return labelled(sobol(n, HELD_OUT, seed=config.seed + 1 + level[0]))
         if config.risk != "quadrature":
-            level = finer(level, 4 // max(k, 1), 4 // max(k, 1))  # as no training chooses it
-        along, across = round(NODES[0] / sqrt(max(k, 1)) * 2 ** (level[0] / 2)), round(NODES[1] * 2 ** (level[1] / 2))
+            level = finer(level, 4 // k, 4 // k)  # as no training chooses it
+        along, across = round(NODES[0] / sqrt(k) * 2 ** (level[0] / 2)), round(NODES[1] * 2 ** (level[1] / 2))
         return labelled(quadrature([along] * k + [across] * (n - k), trapezoids=k))
 
     if config.risk == "quadrature":

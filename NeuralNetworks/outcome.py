@@ -34,6 +34,7 @@ def results(config: "Config", training: Training, result: Result, toys: dict[str
     known = history["curvature"][np.isfinite(history["curvature"])]
     last, least = (float(known[-1]), float(known.min())) if len(known) else (None, None)  # W⊥ is but rounding
     found = dict(experiment="NeuralNetworks", steps=result.steps, perturbations=len(result.kicks))
+    found |= dict(interrupted=result.interrupted)
     found |= dict(certificate=certificate and asdict(certificate), rate=2 * config.lam, curvature=last)
     found |= dict(curvature_least=least, objective=float(history["objective"][-1]))
     found |= {name: getattr(config, name) for name in ("d", "width", "depth")}

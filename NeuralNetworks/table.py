@@ -83,6 +83,9 @@ def checked(frame: pd.DataFrame, target: str, name: str, drop_missing: bool = Fa
         )
     if infinite := [c for c in frame.select_dtypes("number") if np.isinf(frame[c]).any()]:
         raise ValueError(f"{_named(infinite)} of {name}: infinite values; replace them, or leave out the rows")
+    sizes = frame.select_dtypes("number").abs().max()
+    if odd := list(sizes[(sizes > 1e100) | (sizes < 1e-100) & (sizes > 0)].index):
+        raise ValueError(f"{_named(odd)} of {name}: too large or too small to compute with; take another unit")
     y, classes = _answers(frame[target], name)
     X = frame[columns].to_numpy(np.float64)
     correlations = _correlations(X, columns, name)
@@ -151,8 +154,8 @@ def _framed(found: dict[str, NDArray], path: Path) -> pd.DataFrame:
     if X.ndim != 2 or y.shape != X.shape[:1]:
         raise ValueError(f"--data {path}: X is {X.shape} and y is {y.shape}; they must be (n, d) and (n,)")
     names = found.get("columns", np.array([f"x{j + 1}" for j in range(X.shape[1])])).astype(str)
-    if names.shape != X.shape[1:] or "y" in names:
-        raise ValueError(f"--data {path}: columns must be {X.shape[1]} names, none of them y")
+    if names.shape != X.shape[1:] or len({*names, "y"}) <= X.shape[1]:
+        raise ValueError(f"--data {path}: columns must be {X.shape[1]} different names, none of them y")
     return pd.DataFrame(X, columns=names).assign(y=y)
 
 

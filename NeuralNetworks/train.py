@@ -43,8 +43,10 @@ def complete(config: "Config") -> "Config":
     pure = config.risk == "sampled" or config.algorithm != "default"
     momentum = (0.0 if pure else 0.9) if config.momentum is None else config.momentum
     lr = config.width * (0.05 if config.trained == "all" else 2 if momentum else 1)
+    # λ's own curvature is 2λ: the heavy ball is stable below (1 + momentum)/λ, and half of 1/λ is one step to W = 0.
+    most = max((1 if momentum else 0.5) / max(config.lam, 1e-30), 1e-30)
     defaults = dict(
-        lr=min(lr, 1 / config.lam) if config.lam else lr,  # λ's own curvature is 2λ
+        lr=min(lr, most),
         momentum=momentum,
         rho=max(config.lam / 5, 1e-30) if config.lam else 1e-6,
     )
@@ -188,9 +190,10 @@ class Training(Descent):
         W, expected = self.student.W.detach(), float(expected.detach())
         perp = perpendicular(W, self.U)
         f = expected + self.config.lam * float(W.square().sum())
-        if not isfinite(f):
+        grown = f > 1e9 * self.history.get("objective", [inf])[0] and not self.kicks  # which may lead anywhere
+        if grown or not isfinite(f):
             if self.t:
-                raise FloatingPointError(f"the objective is {f} at step {self.t}")
+                raise FloatingPointError(f"the objective is {f:.3g} at step {self.t}")
             raise ValueError(f"the objective is {f} where the run starts: the labels, λ or the network are too large")
         row = dict(step=self.t, seconds=seconds, objective=f, risk=expected, gradient_norm=self.pgd.gradient_norm)
         row |= dict(w_perp=float(perp.norm()), w_parallel=float(parallel(W, self.U).norm()))

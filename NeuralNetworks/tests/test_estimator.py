@@ -70,3 +70,13 @@ def test_classes_must_be_two():
         StructureDiscoveryClassifier(**QUICK).fit(X, ["a"] * 30)
     with pytest.raises(ValueError, match="two classes at a time"):
         StructureDiscoveryClassifier(**QUICK).fit(X, ["a", "b", "c"] * 10)
+    model = StructureDiscoveryClassifier(**QUICK).fit(X, [0, 2] * 15)
+    with pytest.raises(ValueError, match=r"y has 1, which is none of the two classes, \[0, 2\]"):
+        model.refit(X, [0, 1, 2] * 10)
+
+
+def test_raw_inputs_must_be_of_a_size_that_the_network_takes():
+    X = np.random.default_rng(0).normal(size=(30, 4))
+    StructureDiscovery(inputs="raw", **QUICK).fit(X, X[:, 0])
+    with pytest.raises(ValueError, match="as large as 1e\\+06"):
+        StructureDiscovery(inputs="raw", **QUICK).fit(np.vstack([X, [1e6, 0, 0, 0]]), np.arange(31))

@@ -108,11 +108,14 @@ def test_two_classes_and_scores_of_columns(tmp_path, capsys, undrawn):
         (["--target", "answer", "--width", "9"], "--width is the experiment's"),
         (["--target", "answer", "--freeze-bias"], "--freeze-bias is the experiment's"),
         (["--target", "answer", "--inputs", "scaled"], "whiten"),
+        (["--target", "answer", "--seed", str(2**32 - 1)], "must be below 2³²"),
+        (["--target", "rare"], "the target rare is the same in all 100 rows held out"),
         (["--target", "answer", "--out", "/proc/nowhere"], "/proc"),
     ],
 )
 def test_bad_input_is_status_2_and_leaves_nothing(tmp_path, monkeypatch, capsys, flags, message):
-    table().to_csv(tmp_path / "t.csv", index=False)
+    rare = dict(rare=1 * (np.arange(500) == 7) - (np.arange(500) == 9)) if "rare" in flags else {}
+    table().assign(**rare).to_csv(tmp_path / "t.csv", index=False)
     command = ["main.py", "--data", str(tmp_path / "t.csv"), "--out", str(tmp_path / "out"), *flags]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as end:
@@ -131,11 +134,13 @@ def test_a_target_needs_a_table():
     ("where", "call", "left"),
     [
         ("discover.descend", 5, dict(path=2, ranks=4, test=0, bootstrap_sines=0, repeats=0)),
+        ("estimator.polish", 1, dict(path=8, ranks=4, test=0, bootstrap_sines=0, repeats=0)),
         ("explore.polish", 1, dict(path=8, ranks=4, test=1, bootstrap_sines=0, repeats=0)),
+        ("estimator.polish", 2, dict(path=8, ranks=4, test=5, bootstrap_sines=0, repeats=0)),
         ("explore.polish", 4, dict(path=8, ranks=4, test=5, bootstrap_sines=2, repeats=0)),
         ("discover.descend", 25, dict(path=8, ranks=4, test=5, bootstrap_sines=4, repeats=0)),
     ],
-    ids=["path", "rivals", "bootstrap", "another seed"],
+    ids=["path", "refit", "rivals", "refit to all", "bootstrap", "another seed"],
 )
 def test_ctrl_c_keeps_what_there_is(tmp_path, capsys, monkeypatch, undrawn, where, call, left):
     calls, (module, name) = itertools.count(1), where.split(".")

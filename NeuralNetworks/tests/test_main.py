@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
+from scipy.integrate import quad
 
 import main
 import pgd
@@ -57,7 +58,17 @@ def test_a_frozen_bias_keeps_the_weights(tmp_path, undrawn):
     assert not main.main(main.Config(**toy, freeze_bias=True, out=tmp_path))
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["w_perp"] > 0.3 and results["certificate"]["w_norm_bound"] is None
+    assert results["certificate"]["is_sosp"] and not results["interrupted"]
     assert results["curvature"] == pytest.approx(-2e-6, rel=0.2)  # −2λ: the loss holds W up
+    with np.load(tmp_path / "weights.npz") as saved:  # and the same by integrating up to the kink of ReLU³ and beyond
+        w, a, b = (saved[name].item() for name in ("W", "a", "b"))
+
+    def of_density(x: float) -> float:
+        r = max(w * x + b, 0.0)
+        return 2 * (a * r**3 - 1) * a * 3 * r**2 * x * np.exp(-x * x / 2) / np.sqrt(2 * np.pi)
+
+    exact = sum(quad(of_density, *ends, epsabs=1e-14)[0] for ends in ((-12, -b / w), (-b / w, 12)))
+    assert results["curvature"] == pytest.approx(exact / w, rel=0.05) and abs(exact + 2e-6 * w) < 2e-7
 
 
 REFUSED = [
@@ -79,6 +90,7 @@ REFUSED = [
     (("--algorithm", "2", "--anneal"), ("--algorithm 2 is pure",)),
     (("--out", "/proc/figures"), ("error: ", "/proc")),
     (("--lr", "1e9", "--activation", "relu3"), ("error: ", "diverges", "try --lr 1e+08")),
+    (("--lr", "1e5", "--steps", "300"), ("error: ", "the objective is", "diverges", "try --lr 10000")),
 ]
 
 

@@ -80,6 +80,8 @@ BAD = {
     "equal columns": (lambda t: t.assign(d=t["b"]), "columns b and d .* are the same; leave one out by --without d"),
     "the same in other units": (lambda t: t.assign(d=3 - 2 * t["b"]), "columns b and d .*in other units"),
     "infinite": (lambda t: t.assign(c=[np.inf] + [1.0] * 19 + [2.0] * 20), "column c .*infinite"),
+    "huge": (lambda t: t.assign(c=1e200 * t["c"]), "column c .*too large or too small"),
+    "tiny target": (lambda t: t.assign(y=1e-200 * t["y"]), "column y .*too large or too small"),
     "infinite target": (lambda t: t.assign(y=[np.inf, *range(39)]), "column y .*infinite"),
     "empty column": (lambda t: t.assign(c=np.nan), "column c .*no values at all"),
     "texts as target": (lambda t: t.assign(y=["r", "g", "b", "w"] * 10), "target y .*4 different texts"),
@@ -105,6 +107,7 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "bytes.csv").write_bytes(bytes(range(128, 256)))
     np.savez(tmp_path / "x.npz", X=np.eye(3))
     np.savez(tmp_path / "shape.npz", X=np.eye(3), y=np.eye(2))
+    np.savez(tmp_path / "twice.npz", X=np.eye(3), y=np.ones(3), columns=["a", "b", "a"])
     np.savez(tmp_path / "object.npz", X=np.array([[{}]]), y=np.ones(1))
     for name, message in {
         "none.csv": "no such file",
@@ -114,6 +117,7 @@ def test_files_that_are_none(tmp_path):
         "broken.npz": "can't be read",
         "object.npz": "can't be read",
         "x.npz": "it holds X",
+        "twice.npz": "3 different names",
         "shape.npz": r"\(3, 3\) and y is \(2, 2\)",
     }.items():
         with pytest.raises(ValueError, match=message):

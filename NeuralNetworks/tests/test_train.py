@@ -252,6 +252,8 @@ def test_defaults_that_depend_on_others():
     assert complete(replace(Config(width=50), lam=0.1)).lr == pytest.approx(10)  # λ's own curvature is 2λ
     assert complete(Config(lam=0)).rho == 1e-6 and complete(Config(risk="sampled")).momentum == 0
     assert complete(Config(width=50, algorithm="1")).lr == 50
+    for pure in (dict(algorithm="1"), dict(algorithm="2"), dict(risk="sampled"), dict(momentum=0)):
+        assert complete(Config(width=50, lam=0.1, **pure)).lr == pytest.approx(5)  # 10 would be W ← −W
     assert complete(Config(lr=3.0, rho=1e-9)).lr == 3 and complete(Config(trained="all")).lr == 50
 
 
