@@ -13,6 +13,7 @@ from typing import Literal
 
 sys.path.insert(1, str(Path(__file__).parents[1] / "MAXCUT"))
 
+import joblib
 import networkx as nx
 import numpy as np
 import torch
@@ -78,6 +79,11 @@ def one_descent(graph: Graph, V: Tensor, generator: torch.Generator) -> tuple[fl
     return descent.history["expected_cut"][-1], value(graph, descent.round().numpy())
 
 
+def ratio(cut: float, reference: float) -> float:
+    """cut / reference; 1 where both are 0, as where all weights are negative."""
+    return cut / reference if reference else float(cut == reference)
+
+
 def compete(case: Row) -> Row:
     """The rival's curve: when it had which cut."""
     graph = read_folder(Path(case["folder"]) if case["folder"] else None, None)[0][case["graph"]]
@@ -124,7 +130,8 @@ def cuts(
     graphs, known = read_folder(folder, best_known)
     where, name = str(folder.resolve()) if folder else "", f"benchmark_{folder.name if folder else 'cuts'}"
     options = Sweep(seeds=seeds, out=out)
-    base = [dict(folder=where, graph=graph) for graph in graphs]
+    edges = {name: joblib.hash([x.numpy() for x in (graph.i, graph.j, graph.w)]) for name, graph in graphs.items()}
+    base = [dict(folder=where, graph=graph, edges=edges[graph]) for graph in graphs]  # a file may hold another one now
     alone = {row["graph"]: row for row in sweep(controls, [case | dict(seed=0) for case in base], name, options)}
     asked = [dict(rival=rival, seconds=limit) for limit in sorted(seconds) for rival in rivals]
     cases = [case | ask | dict(seed=seed) for case in base for ask in asked for seed in range(seeds)]
@@ -141,11 +148,10 @@ def cuts(
         for ask in asked:
             found = [row for row in rows if (ask | {"graph": graph_name}).items() <= row.items()]
             numbers.append(float(np.median([row["cut"] for row in found])) if found else None)
-            gaps += [
-                (family(graph), ask["rival"], ask["seconds"], [(t, 1 - cut / reference) for t, cut in row["curve"]])
-                for row in found
-            ]
-        shares = ["–" if cut is None else f"{cut:.10g} ({cut / reference:.2%})" for cut in numbers]
+            for run in found:
+                gap = [(t, 1 - ratio(cut, reference)) for t, cut in run["curve"]]
+                gaps.append((family(graph), ask["rival"], ask["seconds"], gap))
+        shares = ["–" if cut is None else f"{cut:.10g} ({ratio(cut, reference):.2%})" for cut in numbers]
         kinds = [graph_name, family(graph), graph.n, graph.m, f"{reference:.10g} ({what})", f"{row['expected']:.6g}"]
         body.append(kinds + shares)
     report(name, header, body, draw_gaps(gaps, max(seconds)), out)
@@ -190,7 +196,7 @@ def steps(edges: tuple[float, ...] = (1e4, 3e4, 1e5, 3e5, 1e6, 5e6), repeats: in
 
 def draw_gaps(gaps: list[tuple[str, str, float, list]], end: float) -> Figure:
     """Relative gap to the reference against seconds: a panel a family, a colour a rival, a line a run of `end` s."""
-    families = sorted({kind for kind, *_ in gaps})
+    families = sorted({kind for kind, *_ in gaps}) or [""]  # no panel has a curve where no rival could take part
     columns, took_part = min(3, len(families)), {rival for _, rival, *_ in gaps}
     least = min((gap for *_, run in gaps for _, gap in run if gap > 1e-12), default=1e-4) / 2  # no gap, on this axis
     height = -(-len(families) // columns)

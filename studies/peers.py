@@ -48,8 +48,8 @@ def principal_hessian_directions(z: NDArray, y: NDArray, k: int) -> NDArray:
 def outer_product_of_gradients(z: NDArray, y: NDArray, k: int, anchors: int = 300, rounds: int = 8) -> NDArray:
     """Refined OPG (Xia, Tong, Li and Zhu 2002): slopes of local linear fits, near in the directions found so far.
 
-    Gaussian kernel of width n^(−1/(p+4)) in p coordinates of variance 1; p falls from d to k over the rounds. Fits are
-    made around so many of the rows.
+    Gaussian kernel of width √p n^(−1/(p+4)) in p coordinates of variance 1, √2 n^(−1/(k+4)) at p = k; p falls from d
+    to k over the rounds. Fits are made around so many of the rows.
     """
     n, d = z.shape
     around = np.random.default_rng(0).permutation(n)[:anchors]

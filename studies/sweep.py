@@ -202,5 +202,5 @@ def command_line(studies: dict[str, Callable[..., int | None]], description: str
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the finished runs are kept, and the same command goes on from there", file=sys.stderr)
+        print("interrupted; a study's finished runs are kept, and the same command goes on from there", file=sys.stderr)
         return 130

@@ -76,6 +76,24 @@ def test_cuts_of_a_folder(tmp_path, monkeypatch, capsys):
     assert written == {f"benchmark_graphs.{suffix}" for suffix in ("png", "pdf", "md", "json")}
 
 
+def test_cuts_of_another_graph_of_the_same_name_and_of_one_that_has_none(tmp_path, monkeypatch, capsys):
+    graphs = tmp_path / "graphs"
+    graphs.mkdir()
+    (graphs / "none.txt").write_text("3 2\n1 2 -1\n2 3 -1\n")
+    for edges, cut in ((((1, 2), (2, 3), (1, 3)), 2), (((1, 2), (2, 3), (3, 4), (1, 4)), 4)):
+        lines = [f"{len(edges)} {len(edges)}", *(f"{i} {j}" for i, j in edges)]
+        (graphs / "one.txt").write_text("\n".join(lines) + "\n")
+        benchmark.read_folder.cache_clear()
+        few = ("--seconds", "0.1", "--rivals", "GW-1-flips", "--out", tmp_path / "out")
+        assert call(monkeypatch, "cuts", graphs, *few) == 0
+        rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| one", "| none"))]
+        assert rows[0].count(f"| {cut} (100.00%)") == 4 and rows[1].count("| 0 (100.00%)") == 4
+    (graphs / "one.txt").write_text("600 599\n" + "".join(f"{i} {i + 1}\n" for i in range(1, 600)))
+    benchmark.read_folder.cache_clear()
+    (graphs / "none.txt").unlink()
+    assert call(monkeypatch, "cuts", graphs, "--seconds", "0.1", "--rivals", "one_exchange", "--out", tmp_path) == 0
+
+
 def test_without_a_folder_there_are_graphs_of_every_family():
     graphs, known = read_folder(None, None)
     assert {family(graph) for graph in graphs.values()} == {"random", "toroidal ±"} and known == {}
