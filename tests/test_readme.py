@@ -83,6 +83,7 @@ SMALLER = {
     r"--n \d+ --d \d+ --k \d+": "--n 40 --d 20 --k 4",
     r"--samples \d+": "--samples 64",
     r"--batch \d+": "--batch 8",
+    r"--lr (5|20000)(?= |$)": "--lr 0.1",  # what a hundred, or a thousand, neurons take
 }
 
 
