@@ -1,6 +1,7 @@
 # `make` reproduces every figure, `make test` passes every test but the slowest, `make soak` those, `make bench` measures
 # cuts and speed (GRAPHS=folder for your own graphs, SECONDS="5 60"), `make tables` runs every row of the READMEs' tables
-# (GRAPHS=folder of the Gset's graphs) and writes them; each first makes .venv.
+# (GRAPHS=folder of the Gset's graphs) and writes them; each first makes .venv. (Python compiles what it imports, the
+# first time; compiling all that is installed, as pip would, takes four times as long.)
 PYTHON ?= python3
 EXPERIMENTS := $(wildcard */main.py)
 GRAPHS ?=
@@ -30,5 +31,5 @@ tables: .venv/installed
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	touch $@
