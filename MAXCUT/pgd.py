@@ -14,6 +14,7 @@ from math import hypot, inf, log, sqrt
 import numpy as np
 import torch
 from scipy.linalg import eigh_tridiagonal, eigvalsh_tridiagonal
+from scipy.linalg import norm as length_of  # of squares that would underflow too, unlike numpy's
 from scipy.special import betaincinv
 from torch import Tensor
 
@@ -279,19 +280,13 @@ def _recurrence(
             basis[kept] = v
             kept += 1
         rest = product(v)
-        alpha, length = v @ rest, _length(rest)
+        alpha, length = v @ rest, length_of(rest)
         rest -= alpha * v  # in place, as a vector may take a tenth of a gigabyte
         rest -= beta * before
         rest -= basis[:kept].T @ (basis[:kept] @ rest)
-        beta = max(_length(rest), 1e-290)
+        beta = max(length_of(rest), 1e-290)
         yield alpha, beta, length, v
         before, v = v, rest / beta
-
-
-def _length(v: np.ndarray) -> float:
-    """‖v‖, of squares that would underflow too."""
-    unit = float(np.abs(v).max())
-    return unit * float(np.linalg.norm(v / unit)) if unit > 1e-290 else 0.0
 
 
 def _log_growth(alpha: Sequence[float], beta: Sequence[float], x: float) -> float:
@@ -360,7 +355,7 @@ def lipschitz(
                     x.copy_(x0 + r * part.view(x.shape).to(x))
                 products.append(_hessian(objective, params)[0](u))
             u = products[0] - products[1]
-            length = _length(u)
+            length = length_of(u)
             if not length > 1e-290:
                 break
             largest, u = max(largest, length / (2 * radius)), u / length
