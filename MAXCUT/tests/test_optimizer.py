@@ -181,8 +181,8 @@ def test_rounding_a_distribution_is_no_worse_than_its_mean():
         assert cut_values(graph, s) >= problem.expected_cut(V * 1e-3, mu)
 
 
-@pytest.mark.parametrize("seeds", [range(10), pytest.param(range(10, 100), marks=pytest.mark.soak)])
-def test_the_papers_graph_is_solved_from_a_hundred_seeds(seeds):
+@pytest.mark.parametrize("seeds", [range(10), pytest.param(range(10, 50), marks=pytest.mark.soak)], ids=len)
+def test_the_papers_graph_is_solved_from_fifty_seeds(seeds):
     graph, optimal = random_graph(), 0
     for seed in seeds:
         result = derandomize(graph, seed)

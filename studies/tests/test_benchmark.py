@@ -76,6 +76,7 @@ def test_cuts_of_a_folder(tmp_path, monkeypatch, capsys):
     assert written == {f"benchmark_graphs.{suffix}" for suffix in ("png", "pdf", "md", "json")}
 
 
+@pytest.mark.soak
 def test_cuts_of_another_graph_of_the_same_name_and_of_one_that_has_none(tmp_path, monkeypatch, capsys):
     graphs = tmp_path / "graphs"
     graphs.mkdir()
