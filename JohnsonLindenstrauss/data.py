@@ -1,6 +1,5 @@
 """Data matrices: the paper's random one, or a user's from a file; what can't be worked with is refused."""
 
-import csv
 import os
 import re
 import tempfile
@@ -103,13 +102,12 @@ def read_npz(path: Path) -> np.ndarray:
 
 
 def read_csv(path: Path) -> np.ndarray:
-    """The numbers in a text file, one row a line; a first line without any number or gap is taken for column names."""
+    """The numbers in a text file, one row a line; a first line of names is passed over (see `_names`)."""
     with path.open(encoding="utf-8-sig") as file:
         lines = (line for line in file if not line.isspace())
         first, second = next(lines, ""), next(lines, "")
         separator = _separator(second)
-        cells = next(csv.reader([first], delimiter=separator or " ", skipinitialspace=True), [])
-        names = not any(map(_is_value, cells))
+        names = _names(first, separator)
         separator = separator or (None if names else _separator(first))
         rows = chain([second] if names else [first, second], lines)
         if separator is None:
@@ -125,10 +123,13 @@ def _separator(line: str) -> str | None:
     return next((mark for mark in ",;" if mark in line), None)
 
 
-def _is_value(cell: str) -> bool:
-    """Whether the cell holds a number, or what stands where one is missing: no name of a column."""
-    missing = cell.strip().lower() in ("", "na", "n/a", "nan", "null", "none", "?", "inf", "-inf")
-    return missing or re.match(r"\s*[-+]?\.?\d", cell) is not None
+def _names(line: str, separator: str | None) -> bool:
+    """Whether no cell begins as a number does, and some cell is none of the words for a missing one."""
+    within = separator or ("\t" if "\t" in line else r"\s")
+    cells = re.findall(rf'"[^"]*"|[^{within}]+', line.strip())
+    cells = [cell.strip().strip('"').strip().lower() for cell in cells]
+    missing = ("", "na", "n/a", "nan", "null", "none", "?", "inf", "-inf")
+    return not any(re.match(r"[-+]?\.?\d", cell) for cell in cells) and not all(cell in missing for cell in cells)
 
 
 def _without_gaps(line: str) -> str:

@@ -103,9 +103,9 @@ class Pairs:
             for columns in tiles[i:]:
                 D = _squared_distances(self.X[rows].T, self.X[columns].T)
                 apart = D > 1e-10 * (squares[rows, None] + squares[columns])  # closer ones drown in rounding
-                near = (~apart).triu(1) if rows == columns else ~apart
-                if near.any():
-                    apart_at_all += int((torch.cdist(X[rows], X[columns], p=inf) > 0)[near].sum())
+                near = ((~apart).triu(1) if rows == columns else ~apart).nonzero()
+                for some in near.split(TILE):
+                    apart_at_all += int((X[rows][some[:, 0]] != X[columns][some[:, 1]]).any(1).sum())
                 apart = (apart.triu(1) if rows == columns else apart).flatten()
                 count = int(apart.sum())
                 self.N += count

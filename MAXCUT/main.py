@@ -115,7 +115,7 @@ def main(config: Config) -> bool:
 
         def most() -> float:  # with a number of descents only, nothing shall depend on when the bound is known
             ready = known[0].done() if config.seconds else not large
-            return optimum if optimum is not None else known[0].result()[0] if ready else inf
+            return (known[0].result()[0] if ready else inf) if optimum is None else optimum - 1e-12 * abs(optimum)
 
         found = search(graph, V, s, config, generator, since, most, workers, checkpoint, reserve)
         descent.plant(s := torch.from_numpy(found.best_cut()).to(s))
@@ -137,7 +137,7 @@ def main(config: Config) -> bool:
     results |= dict(seconds=descended - since, seconds_pgd=descended - relaxed + checkpoint.elapsed)
     results |= dict(descents=1 + (found.descents if found else 0))
     history = result.history | {"gw": gw} | (found.curve() if found else {})
-    with run.whole_files(config.out, sometimes=("graph", "search", "vertices")) as folder:
+    with run.whole_files(config.out, plot.SOMETIMES) as folder:
         run.save(folder, config, results, plot.figures(graph, result, still, found, results, gw), history=history)
         np.savetxt(folder / "cut.txt", result.s.cpu() > 0, fmt="%d")
         if graph.names:

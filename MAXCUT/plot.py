@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # of vertex names: a box will do
 
+SOMETIMES = ("graph.png", "graph.pdf", "search.png", "search.pdf", "vertices.txt")
+"""files that not every run writes"""
 DRAWN = 200
 """Graphs of up to so many vertices are drawn, and run a second time without perturbations for the figure `saddle`."""
 

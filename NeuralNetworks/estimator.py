@@ -59,8 +59,6 @@ class Whitening:
         if inputs == "scores":
             how = dict(output_distribution="normal", subsample=None)
             self.scores = QuantileTransformer(n_quantiles=min(len(X), 1000), **how).fit(X)
-        if inputs == "raw" and (size := np.abs(X).max()) > 1e4:
-            raise ValueError(f"inputs raw: some are as large as {size:.3g}, and the network wants about 1; whiten them")
         if inputs != "raw":
             S = self._scored(X)
             self.mean, deviation = S.mean(0), S.std(0)
@@ -128,7 +126,7 @@ class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
     def fit_with(self, X: ArrayLike, y: ArrayLike, progress: Progress = lambda stage: None) -> Self:
         """`fit`, with `progress` called after each of its steps with the step's name; Ctrl-C ends it early."""
         X, y = self._checked(X, y, reset=True, ensure_min_samples=4)
-        self.check(X.shape[1])
+        self.check(X)
         self._learn_answers(y)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         parts = split(y, VALIDATION, seed, isinstance(self, ClassifierMixin))
@@ -197,11 +195,13 @@ class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
             arrays |= {"scores_at": self.whitening_.scores.quantiles_, "scores_of": self.whitening_.scores.references_}
         return arrays
 
-    def check(self, d: int) -> None:
-        """Raise ValueError for a hyperparameter out of its range; d is the number of columns."""
+    def check(self, X: NDArray) -> None:
+        """Raise ValueError for a hyperparameter that is out of its range, or not for these inputs (n, d)."""
         self._validate_params()
-        if self.n_directions is not None and self.n_directions > d:
+        if self.n_directions is not None and self.n_directions > (d := X.shape[1]):
             raise ValueError(f"{self.n_directions} directions: with {d} columns it can be 0 to {d}, or None to choose")
+        if self.inputs == "raw" and (size := np.abs(X).max()) > 1e4:
+            raise ValueError(f"inputs raw: some are as large as {size:.3g}, and the network wants about 1; whiten them")
 
 
 class StructureDiscovery(RegressorMixin, _StructureDiscovery):

@@ -227,7 +227,7 @@ def explore(config: "Config") -> bool:
         raise ValueError(f"--seed is {config.seed}; on a table it and those of --repeats must be below 2³²")
     table = read(config.data, config.target, drop_missing=config.drop_missing, without=config.without)
     model, classes = estimator(config, table, config.seed), table.classes is not None
-    model.check(len(table.columns))
+    model.check(table.X)
     rows, test = split(table.y, HELD_OUT, config.seed, classes)
     if not np.ptp(table.y[test]):
         raise ValueError(f"the target {table.target} is the same in all {len(test)} rows held out: too few rows differ")
@@ -257,7 +257,7 @@ def explore(config: "Config") -> bool:
     directions = directions_table(model, table, found.loadings_sd)
     content = results(model, table, scores, found) | {"interrupted": interrupted or stopped}
     content |= {"seconds": time.perf_counter() - start}
-    with whole_files(config.out) as folder:
+    with whole_files(config.out, ("table_answer.png", "table_answer.pdf")) as folder:
         save(folder, config, content, plot_table.figures(model, table), weights=model.arrays())
         directions.to_csv(folder / "directions.csv", index=False)
     if content["interrupted"]:

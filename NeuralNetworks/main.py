@@ -140,7 +140,7 @@ def main(config: Config) -> bool:
     seconds = time.perf_counter() - start
 
     results = outcome.results(full, training, result, toys) | {"seconds": seconds}
-    with whole_files(config.out, sometimes=("fig3_weights", "spectrum")) as folder:
+    with whole_files(config.out, outcome.SOMETIMES) as folder:
         outcome.save(folder, config, training, result, results, toys)
     outcome.say(full, result, results)
     return result.interrupted

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from main import Config
 
 
+SOMETIMES = ("fig3_weights.png", "fig3_weights.pdf", "fig3_weights.gif", "spectrum.png", "spectrum.pdf")
+"""files that not every run writes"""
+
+
 def toys(seed: int) -> dict[str, np.ndarray]:
     """For each of the toy's figures |w*| by PGD and at the global minimum, (2, len(toy.LAMBDAS))."""
     return {

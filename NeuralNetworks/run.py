@@ -101,7 +101,7 @@ class Checkpoint:
             except Exception:  # whatever unpickling stumbles on
                 raise ValueError(f"--checkpoint {file} is there and is no checkpoint of such a run") from None
             for name in self._identity | other:
-                if self._identity.get(name) != other.get(name):
+                if self._identity.get(name) != other.get(name) and name.lstrip("-") not in free:
                     raise ValueError(f"--checkpoint {file} is that of another run: {name} differs; give another name")
         self._start = time.perf_counter() - self.elapsed
         self._write()
@@ -248,18 +248,21 @@ def writable(folder: Path) -> None:
 
 @contextmanager
 def whole_files(folder: Path, sometimes: Sequence[str] = ()) -> Iterator[Path]:
-    """A temporary folder, whose files at the end move to `folder`, each of them whole; Ctrl-C does not stop that.
+    """A temporary folder, whose files at the end move to `folder`, each of them whole; Ctrl-C waits for that.
 
     Args:
         folder: where the files are to be.
-        sometimes: stems of files that not every run writes: those of an earlier run are removed.
+        sometimes: names of files that not every run writes: those of an earlier run are removed.
 
     Raises:
         OSError: `folder` can't be written to, or is full.
     """
     parts: dict[Path, Path] = {}
-    first = threading.current_thread() is threading.main_thread()  # where alone signals can be looked after
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if first else None
+    pressed: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    first = threading.current_thread() is threading.main_thread() and callable(handler)  # else there is none to hold up
+    if first:
+        signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
     try:
         with tempfile.TemporaryDirectory() as staging:
             yield Path(staging)
@@ -270,16 +273,17 @@ def whole_files(folder: Path, sometimes: Sequence[str] = ()) -> Iterator[Path]:
                 shutil.copyfile(file, part)
         for part, file in parts.items():
             os.replace(part, folder / file.name)
-        for file in folder.iterdir():
-            if file.stem in sometimes and file.name not in {new.name for new in parts.values()}:
-                file.unlink()
+        for name in set(sometimes) - {file.name for file in parts.values()}:
+            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise OSError(f"the files can't be written to {folder}: {error.strerror or error}") from error
     finally:
-        if first:
-            signal.signal(signal.SIGINT, handler)
         for part in parts:
             part.unlink(missing_ok=True)
+        if first:
+            signal.signal(signal.SIGINT, handler)
+    if pressed:
+        raise KeyboardInterrupt(f"the files are in {folder}")
 
 
 def save(
@@ -329,10 +333,10 @@ def command_line(main: Callable[[Any], bool], config: type, description: str) ->
     except BrokenPipeError:  # nobody reads on, as in `| head -1`; the files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         file = getattr(flags, "checkpoint", None)
         saved = f"--checkpoint {file} goes on from what it has" if file and file.exists() else "nothing is saved"
-        print(f"interrupted before the files were written: {saved}", file=sys.stderr)
+        print("interrupted:", str(interrupt) or f"before the files were written; {saved}", file=sys.stderr)
         status = 130
     except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
         # PyTorch says RuntimeError where memory runs out; others are bugs.

@@ -229,10 +229,8 @@ def commands(script: str, folder: Path) -> list[str]:
         (folder / "work" / experiment.name / "main.py").touch()
     environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHON": "python3", "MAKEFLAGS": ""}
     subprocess.run(["bash", "-ec", script], cwd=folder / "work", env=environment, check=True, stdout=subprocess.DEVNULL)
-    return [
-        re.sub(" --(quiet|disable-pip-version-check|no-compile)", "", x)
-        for x in (folder / "calls").read_text().splitlines()
-    ]
+    quietly = " --(quiet|disable-pip-version-check|no-compile)"
+    return [re.sub(quietly, "", line) for line in (folder / "calls").read_text().splitlines()]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

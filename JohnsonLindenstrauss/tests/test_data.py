@@ -97,16 +97,18 @@ def test_scikit_learns_data():
 
 @pytest.mark.parametrize(
     "head, separator",
-    [("feature 0,feature 1", ","), ('"f 1";"f 2"', ";"), ("a b", " "), ("x1\tx2", "\t"), ("nano,info", ","), ("", ",")],
+    [("feature 0,feature 1", ","), ('"f 1";"f 2"', ";"), ("a b", " "), ("x1\tx2", "\t"), ("nano,info", ","), ("", ",")]
+    + [("RI,Na", ","), ("none;all", ";"), ("a b ", " "), ('"a, b" c', " "), ("x" * 200_000 + ",y", ",")],
 )
 def test_column_names_are_passed_over_and_numbers_are_not(tmp_path, head, separator):
     (tmp_path / "t.csv").write_text("\n".join([head, f'"1"{separator}2', f"3{separator}4e0"]))
     assert read_matrix(str(tmp_path / "t.csv")).tolist() == [[1, 2], [3, 4]]
 
 
-@pytest.mark.parametrize("row", ["nan,nan", "NA,NA", ",", "?,1", "-inf,inf"])
+@pytest.mark.parametrize("row", ["nan,nan", "NA,NA", "?,1", "-inf,inf", "NA\t3", "nan\tnan", "none null"])
 def test_a_first_row_without_values_is_no_row_of_names(tmp_path, row):
-    (tmp_path / "t.csv").write_text(f"{row}\n1,2\n3,4\n")
+    mark = next(mark for mark in ",\t " if mark in row)
+    (tmp_path / "t.csv").write_text(f"{row}\n1{mark}2\n3{mark}4\n")
     with pytest.raises(ValueError, match=r"no table of numbers|NaN or infinite"):
         read_matrix(str(tmp_path / "t.csv"))
 

@@ -236,18 +236,35 @@ def test_a_search_ends_at_the_optimum_where_it_is_known_and_goes_on_only_as_a_se
         main(Config(checkpoint=checkpoint, out=tmp_path))
 
 
+def test_a_search_ends_at_an_optimum_that_is_no_whole_number(tmp_path, undrawn):
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        edges = [f"{i} {j} {rng.uniform(0.1, 1)}" for i in range(14) for j in range(i) if rng.random() < 0.5]
+        (tmp_path / "g.edgelist").write_text("\n".join(edges))
+        main(Config(graph=tmp_path / "g.edgelist", seconds=100, out=tmp_path / str(number)))
+        found = results(tmp_path / str(number))
+        assert found["cut"] == pytest.approx(found["optimum"]) and found["seconds"] < 20
+
+
 def test_files_of_another_graph_do_not_stay(tmp_path, undrawn):
-    (tmp_path / "mine.txt").write_text("mine")
+    mine = {"graph.txt", "search.py", "vertices.csv"}
+    for name in mine:
+        (tmp_path / name).write_text("mine")
     main(Config(n=30, p=0.2, steps=100, descents=1, out=tmp_path))
     assert {"graph.png", "search.pdf", "search.png"} <= {file.name for file in tmp_path.iterdir()}
     main(Config(n=201, p=0.05, steps=100, out=tmp_path))
     left = {file.name for file in tmp_path.iterdir()}
-    assert not {"graph.png", "graph.pdf", "search.png", "search.pdf"} & left and "mine.txt" in left
+    assert not {"graph.png", "graph.pdf", "search.png", "search.pdf"} & left and mine < left
 
 
-def test_after_a_search_nothing_is_said_of_the_descent_that_is_the_planted_ends(tmp_path, capsys, undrawn):
+def test_after_a_search_nothing_is_said_of_the_descent_that_is_the_planted_ends(tmp_path, capsys, monkeypatch, undrawn):
+    plot, shown = sys.modules["plot"], []
+    saddle = plot.saddle
+    monkeypatch.setattr(plot, "saddle", lambda run, still: shown.append(run.certificate) or saddle(run, still))
     main(Config(n=60, p=0.2, steps=100, descents=1, roundings=10, out=tmp_path))
     assert "where the search's cut was planted; the first descent took 100 steps" in capsys.readouterr().out
+    main(Config(steps=100, roundings=10, out=tmp_path))
+    assert shown[0] is None and shown[1] is not None
 
 
 def test_ctrl_c_while_the_bound_is_awaited_saves_the_cut(tmp_path, capsys, monkeypatch, undrawn):

@@ -248,6 +248,9 @@ def test_the_papers_algorithms_are_pure(algorithm):
     V, mu = descent.V.detach().clone(), descent.mu.detach().clone()
     slope = descent.exact.gradient(V, mu, config.lam)
     assert not mu.any() and descent.kicks == []
+    # It steps along curvature that the certificate would not pass.
+    strict = Derandomization(graph, solve_sdp(graph), Config(algorithm=algorithm, rho=1e-2, lam=0.05), g)
+    assert (descent.pgd.curvature, strict.pgd.curvature) == (config.rho**0.5, 0.05)
     for step in (1, 2):
         descent.step()
         V -= config.lr * slope[0]

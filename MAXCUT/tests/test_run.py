@@ -170,12 +170,14 @@ def test_files_are_whole_or_not_there(tmp_path):
 
 
 def test_ctrl_c_waits_until_the_files_are_written_and_those_of_another_run_go(tmp_path):
-    for name in ("c.txt", "d.txt", "e.txt"):
+    for name in ("c.txt", "d.txt", "d.py", "e.txt"):
         (tmp_path / name).write_text("old")
-    with whole_files(tmp_path, sometimes=("c", "d")) as folder:
-        (folder / "c.txt").write_text("new")
-        os.kill(os.getpid(), signal.SIGINT)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"c.txt": "new", "e.txt": "old"}
+    with pytest.raises(KeyboardInterrupt, match="the files are in"):  # noqa: SIM117
+        with whole_files(tmp_path, ("c.txt", "d.txt", "f.txt")) as folder:
+            (folder / "c.txt").write_text("new")
+            os.kill(os.getpid(), signal.SIGINT)
+    left = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert left == {"c.txt": "new", "d.py": "old", "e.txt": "old"}
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -187,6 +189,7 @@ ENDS = {
     "no file": (FileNotFoundError("g.txt"), 2, "error: g.txt\n"),
     "diverged": (FloatingPointError("the gradient is nan"), 2, "the gradient is nan: the run diverges; try --lr 0.05"),
     "interrupted too early": (KeyboardInterrupt(), 130, "nothing is saved"),
+    "interrupted late": (KeyboardInterrupt("the files are there"), 130, "interrupted: the files are there\n"),
     "no memory": (RuntimeError("CUDA is out of memory"), 2, "error: not enough memory: CUDA is out of memory\n"),
 }
 
@@ -204,6 +207,25 @@ def test_how_a_command_ends(monkeypatch, capsys, ending, status, said):
         run.command_line(main, Config, "A test.")
     message = capsys.readouterr().err
     assert exit.value.code == status and said in message and message.count("\n") == bool(said)
+
+
+def test_a_checkpoint_is_named_where_ctrl_c_came_before_the_files(tmp_path, monkeypatch, capsys):
+    def main(config: Config) -> bool:
+        Checkpoint(config.checkpoint, config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["main.py", "--checkpoint", str(tmp_path / "run")])
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    with pytest.raises(SystemExit):
+        run.command_line(main, Config, "A test.")
+    assert f"--checkpoint {tmp_path / 'run'} goes on from what it has" in capsys.readouterr().err
+
+
+def test_a_checkpoint_minds_what_shapes_the_run_and_nothing_else(tmp_path):
+    Checkpoint(tmp_path / "run", TINY)
+    Checkpoint(tmp_path / "run", replace(TINY, roundings=7, seconds=3.0, out=tmp_path))
+    with pytest.raises(ValueError, match="--steps differs"):
+        Checkpoint(tmp_path / "run", replace(TINY, steps=9))
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

@@ -133,6 +133,8 @@ def test_one_worker_and_a_number_of_descents_give_the_same_cuts():
     graph = random_graph(150, 0.08, 1)
     one, two, other = searched(graph), searched(graph), searched(graph, seed=1)
     assert one.descents == 60 and searched(graph, workers=3, descents=7).descents == 7
+    small = random_graph(60, 0.2, 0)  # of which "vectors" makes more at a time than are asked for
+    assert searched(small, descents=12).descents == 12
     assert one.best == two.best and one.cuts == two.cuts and one.gained == two.gained
     assert all((s == t).all() for s, t in zip(one.s, two.s, strict=True))
     assert any((s != t).any() for s, t in zip(one.s, other.s, strict=False))

@@ -55,10 +55,14 @@ def test_a_run_leaves_all_its_files_and_a_true_certificate(tmp_path):
 
 def test_a_frozen_bias_keeps_the_weights(tmp_path, undrawn):
     toy = dict(d=1, k=0, width=1, activation="relu3", lr=0.02, lam=1e-6, seed=1, toy=False)
+    for name in ("fig3_weights.gif", "spectrum.pdf", "spectrum.txt"):
+        (tmp_path / name).write_text("of another run, but for the last")
     assert not main.main(main.Config(**toy, freeze_bias=True, out=tmp_path))
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["w_perp"] > 0.3 and results["certificate"]["w_norm_bound"] is None
     assert results["certificate"]["is_sosp"] and not results["interrupted"]
+    left = {file.name for file in tmp_path.iterdir()}
+    assert "spectrum.txt" in left and not {"fig3_weights.gif", "spectrum.pdf"} & left
     assert results["curvature"] == pytest.approx(-2e-6, rel=0.2)  # −2λ: the loss holds W up
     with np.load(tmp_path / "weights.npz") as saved:  # and the same by integrating up to the kink of ReLU³ and beyond
         w, a, b = (saved[name].item() for name in ("W", "a", "b"))
