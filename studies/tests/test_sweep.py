@@ -130,7 +130,8 @@ from subprocess import DEVNULL
 text = open(sys.argv[-1]).read()
 first, last = next(x for x in text.splitlines() if "--array" in x).split("=")[1].split("%")[0].split("-")
 job = f"SLURM_ARRAY_TASK_ID=$task SLURM_JOB_ID=$((7 + task)) bash '{sys.argv[-1]}'"
-loop = f"for task in $(seq {first} {last}); do {job}; done"
+there = f"'{os.path.dirname(sys.argv[-1])}'/7_${{task}}_submitted.pkl"  # written once submitit has its number
+loop = f"for task in $(seq {first} {last}); do until [ -e {there} ]; do sleep 0.1; done; {job}; done"
 env = dict(os.environ, SLURM_ARRAY_JOB_ID="7", SLURM_NTASKS="1", SLURM_JOB_NUM_NODES="1", SLURM_NODEID="0",
            SLURM_LOCALID="0", SLURM_PROCID="0", SLURM_JOB_NODELIST="here")
 subprocess.Popen(["bash", "-c", loop], env=env, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)  # one by one: %1
