@@ -66,7 +66,7 @@ def test_only_the_same_run_goes_on(tmp_path):
         Checkpoint(tmp_path, TINY, [edges])
 
 
-def test_a_main_refuses_the_checkpoint_of_another_run_and_writes_nothing(tmp_path):
+def test_a_main_refuses_the_checkpoint_of_another_run_and_writes_nothing(tmp_path, undrawn):
     file = tmp_path / "run"
     main(replace(TINY, checkpoint=file, out=tmp_path / "out"))
     with pytest.raises(ValueError, match="--p differs"):
