@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,19 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["run"], "save_figure", touch)
     if hasattr(plot := sys.modules["plot"], "animate"):
         monkeypatch.setattr(plot, "animate", lambda history, u, path: path.touch())
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Callable[[type, int], None]:
+    """ctrl_c(kind, t): from now on Ctrl-C comes at step t of every descent of this kind."""
+
+    def comes(kind: type, t: int) -> None:
+        def step(descent: object) -> None:
+            if descent.t == t:
+                raise KeyboardInterrupt
+            whole_step(descent)
+
+        whole_step = kind.step
+        monkeypatch.setattr(kind, "step", step)
+
+    return comes

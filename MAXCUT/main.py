@@ -100,8 +100,8 @@ def main(config: Config) -> bool:
     torch.set_flush_denormal(True)  # densities of decided vertices underflow, and subnormal numbers are slow
     graph, generator = graph.to(config.device), torch.Generator(config.device).manual_seed(config.seed)
 
-    since = time.perf_counter() - checkpoint.elapsed
     optimum = exact_maxcut(graph)[0] if graph.n <= EXACT_LIMIT else None
+    since = time.perf_counter() - checkpoint.elapsed
     V = solve_sdp(graph, generator=generator)
     draw = partial(goemans_williamson, graph, V, generator=torch.Generator(config.device).manual_seed(config.seed + 1))
     known = aside(partial(upper_bound, graph, V), partial(draw, config.roundings))
@@ -115,7 +115,7 @@ def main(config: Config) -> bool:
 
         def most() -> float:  # with a number of descents only, nothing shall depend on when the bound is known
             ready = known[0].done() if config.seconds else not large
-            return (known[0].result()[0] if ready else inf) if optimum is None else optimum - 1e-12 * abs(optimum)
+            return optimum if optimum is not None else known[0].result()[0] if ready else inf
 
         found = search(graph, V, s, config, generator, since, most, workers, checkpoint, reserve)
         descent.plant(s := torch.from_numpy(found.best_cut()).to(s))
@@ -136,7 +136,7 @@ def main(config: Config) -> bool:
     results |= dict(certificate=result.certificate and asdict(result.certificate), steps=result.steps)
     results |= dict(seconds=descended - since, seconds_pgd=descended - relaxed + checkpoint.elapsed)
     results |= dict(descents=1 + (found.descents if found else 0))
-    history = result.history | {"gw": gw} | (found.curve() if found else {})
+    history = result.history | {"gw": gw} | (dict(search_seconds=found.seconds, search_cut=found.best) if found else {})
     with run.whole_files(config.out, plot.SOMETIMES) as folder:
         run.save(folder, config, results, plot.figures(graph, result, still, found, results, gw), history=history)
         np.savetxt(folder / "cut.txt", result.s.cpu() > 0, fmt="%d")

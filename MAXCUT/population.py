@@ -61,10 +61,6 @@ class Search:
         """(n,) sides ±1 of the whole graph."""
         return self.kernel.extend(self.s[int(np.argmax(self.cuts))])
 
-    def curve(self) -> dict[str, list[float]]:
-        """When the best cut grew, and to what, by their names in history.npz."""
-        return {"search_seconds": self.seconds, "search_cut": self.best}
-
     def wants_fresh(self) -> bool:
         """Whether the best cut has not grown for long, and another may be kept."""
         stalled = self.descents - self.grown > STALLED[0] * self.descents + STALLED[1]

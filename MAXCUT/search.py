@@ -173,7 +173,7 @@ def search(
     limit = inf if config.seconds is None else max(config.seconds - reserve, config.seconds / 2)
 
     def left() -> float:
-        ceiling = bound()
+        ceiling = bound() * (1 - 1e-12)  # rounding may hide that it is reached
         if stop.is_set() or found.best[-1] >= (floor(ceiling * (1 + 1e-9)) if whole and ceiling < inf else ceiling):
             return 0.0
         return limit - (time.perf_counter() - since)

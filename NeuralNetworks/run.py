@@ -89,9 +89,9 @@ class Checkpoint:
         self.file, self.elapsed, self._parts, self._due = file, 0.0, {}, -float("inf")
         if file is None:
             return
-        free = ("graph", "data", "seconds", "descents", "roundings", "gaussians", "checkpoint", "out")
+        free = ["--graph", "--data", "--seconds", "--descents", "--roundings", "--gaussians", "--checkpoint", "--out"]
         digest = hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in data)).hexdigest()
-        flags = {f"--{k.replace('_', '-')}": str(v) for k, v in asdict(config).items() if k not in free}
+        flags = {f"--{name.replace('_', '-')}": str(value) for name, value in asdict(config).items()}
         self._identity = flags | {"the data": digest}
         if file.exists():
             content = io.BytesIO(file.read_bytes())
@@ -101,7 +101,7 @@ class Checkpoint:
             except Exception:  # whatever unpickling stumbles on
                 raise ValueError(f"--checkpoint {file} is there and is no checkpoint of such a run") from None
             for name in self._identity | other:
-                if self._identity.get(name) != other.get(name) and name.lstrip("-") not in free:
+                if name not in free and self._identity.get(name) != other.get(name):
                     raise ValueError(f"--checkpoint {file} is that of another run: {name} differs; give another name")
         self._start = time.perf_counter() - self.elapsed
         self._write()

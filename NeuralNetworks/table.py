@@ -81,9 +81,9 @@ def checked(frame: pd.DataFrame, target: str, name: str, drop_missing: bool = Fa
             f"{name} has {len(frame)} rows and {len(columns)} input columns; there must be more rows than columns, and "
             f"at least {LEAST_ROWS}: leave out columns by --without, or give more rows"
         )
-    if infinite := [c for c in frame.select_dtypes("number") if np.isinf(frame[c]).any()]:
-        raise ValueError(f"{_named(infinite)} of {name}: infinite values; replace them, or leave out the rows")
     sizes = frame.select_dtypes("number").abs().max()
+    if infinite := list(sizes[np.isinf(sizes)].index):
+        raise ValueError(f"{_named(infinite)} of {name}: infinite values; replace them, or leave out the rows")
     if odd := list(sizes[(sizes > 1e100) | (sizes < 1e-100) & (sizes > 0)].index):
         raise ValueError(f"{_named(odd)} of {name}: too large or too small to compute with; take another unit")
     y, classes = _answers(frame[target], name)

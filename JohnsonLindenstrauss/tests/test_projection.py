@@ -45,14 +45,8 @@ def test_keeps_distances_in_a_pipeline():
     assert pipeline.score(X, y) == 1
 
 
-def test_ctrl_c_is_passed_on_with_the_best_so_far_kept(monkeypatch):
-    def interrupted(descent: Derandomization) -> None:
-        if descent.t == 30:
-            raise KeyboardInterrupt
-        step(descent)
-
-    step = Derandomization.step
-    monkeypatch.setattr(Derandomization, "step", interrupted)
+def test_ctrl_c_is_passed_on_with_the_best_so_far_kept(ctrl_c):
+    ctrl_c(Derandomization, 30)
     projection = DerandomizedProjection(n_components=2, random_state=0)
     with pytest.raises(KeyboardInterrupt):
         projection.fit(np.random.default_rng(0).standard_normal((20, 5)))

@@ -123,14 +123,8 @@ def test_the_same_seed_gives_the_same_matrix(small_run):
     assert not torch.equal(derandomize(problem, 10, seed=1, growth=1.02).M, result.M)
 
 
-def test_interrupted_it_returns_the_best_matrix_so_far(monkeypatch):
-    def step(self: Derandomization) -> None:
-        if self.t == 405:
-            raise KeyboardInterrupt
-        whole_step(self)
-
-    whole_step = Derandomization.step
-    monkeypatch.setattr(Derandomization, "step", step)
+def test_interrupted_it_returns_the_best_matrix_so_far(ctrl_c):
+    ctrl_c(Derandomization, 405)
     result = derandomize(Pairs(normal(40, 20)), 5, growth=1.01)
     assert result.interrupted and result.steps == result.history["step"][-1] == 405 and result.certificate is None
     assert result.distortion == pytest.approx(min(result.history["distortion"])) and result.distortion < 1

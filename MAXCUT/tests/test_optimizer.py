@@ -301,18 +301,11 @@ def test_the_same_seed_gives_the_same_run():
         assert np.array_equal(values, runs[1].history[name])
 
 
-def test_ctrl_c_keeps_the_best_cut_so_far(monkeypatch):
+def test_ctrl_c_keeps_the_best_cut_so_far(ctrl_c):
     graph, g = random_graph(200, 0.1, seed=3), generator()
     V = solve_sdp(graph, generator=g)
     descent = Derandomization(graph, V, Config(), g)
-    step = descent.step
-
-    def interrupt() -> None:
-        if descent.t == 100:
-            raise KeyboardInterrupt
-        step()
-
-    monkeypatch.setattr(descent, "step", interrupt)
+    ctrl_c(Derandomization, 100)
     result = descent.run().result()
     assert result.interrupted and result.steps == 100
     assert result.cut > float(goemans_williamson(graph, V, 1000, g).max())

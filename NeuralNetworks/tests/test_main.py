@@ -131,15 +131,8 @@ def test_nonsense_flags_are_refused_and_help_knows_every_hyperparameter(capsys):
         assert f"--{field.name.replace('_', '-')}" in shown
 
 
-def test_ctrl_c_saves_what_there_is(tmp_path, capsys, monkeypatch, undrawn):
-    step = Training.step
-
-    def interrupted(self) -> None:
-        if self.t == 50:
-            raise KeyboardInterrupt
-        step(self)
-
-    monkeypatch.setattr(Training, "step", interrupted)
+def test_ctrl_c_saves_what_there_is(tmp_path, capsys, ctrl_c, undrawn):
+    ctrl_c(Training, 50)
     assert main.main(main.Config(width=50, rho=1e-15, toy=False, out=tmp_path))
     assert capsys.readouterr().out.startswith("interrupted after 50 steps")
     assert json.loads((tmp_path / "results.json").read_text())["steps"] == 50

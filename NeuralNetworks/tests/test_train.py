@@ -133,16 +133,9 @@ def test_snapshots_are_few_start_and_end_with_the_run():
     assert result.history["objective"][-1] < result.history["objective"][0]
 
 
-def test_ctrl_c_keeps_what_there_is(monkeypatch):
+def test_ctrl_c_keeps_what_there_is(ctrl_c):
     run_ = training(*problem())
-    step = run_.step
-
-    def interrupted() -> None:
-        if run_.t == 7:
-            raise KeyboardInterrupt
-        step()
-
-    monkeypatch.setattr(run_, "step", interrupted)
+    ctrl_c(type(run_), 7)
     result = run_.run().result()
     assert result.interrupted and result.steps == 7 and not result.converged
     assert result.history["risk"][-1] == pytest.approx(float(risk(run_.student, LOSSES["squared"], run_.data).detach()))
