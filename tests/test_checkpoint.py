@@ -17,7 +17,7 @@ CASES = {
     "deep": "NeuralNetworks --depth 3 --width 24 --d 5 --k 2 --trained all --risk sampled --batch 64 --steps 1000 "
     "--lam 1e-3 --anneal --no-toy",
 }
-CHANGING = ("seconds", "seconds_pgd", "versions", "config")
+CHANGING = ("seconds", "seconds_pgd", "peak_memory", "versions", "config")
 
 
 def start(case: str, out: Path, *more: str | Path) -> subprocess.Popen:
