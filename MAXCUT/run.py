@@ -33,7 +33,7 @@ import tyro
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatterSciNotation
+from matplotlib.ticker import LogFormatterSciNotation, NullLocator
 from pydantic import AfterValidator, Field
 from torch import Tensor
 from tqdm import tqdm
@@ -384,6 +384,8 @@ def save_figure(figure: Figure, folder: Path, name: str) -> None:
             if isinstance(ticker.formatter, LogFormatterSciNotation):
                 ticker.formatter = Powers()
                 ticker.formatter.set_axis(axis)
+        if len(axis.get_majorticklocs()) > 4:  # enough: each tick more, with a label or not, is laid out four times
+            axis.set_minor_locator(NullLocator())
     with rc_context(STYLE):
         figure.savefig(folder / f"{name}.png")
         figure.set_layout_engine("none")  # laid out once is enough

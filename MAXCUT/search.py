@@ -23,7 +23,7 @@ from kernel import kernel
 from population import Search
 from run import Checkpoint, State
 from utilities import Graph, trim
-from ways import SHORTEST, TEAMS, WAYS, Ways
+from ways import GROWING, SHORTEST, TEAMS, WAYS, Ways
 
 if TYPE_CHECKING:
     from main import Config
@@ -82,7 +82,8 @@ class Reheating:
         """The next batch, such that it ends in time; None if there is no time, or were descents enough."""
         left, found = 0.9 * self.left() / self.slowness, self.found
         whole = {way: self.ways.seconds(way) for way in self.menu}
-        costs = {way: min(cost, left) for way, cost in whole.items() if cost * SHORTEST.get(way, 1) < left}
+        grown = whole | {way: max(whole[way], GROWING * found.total) for way in TEAMS if way in whole}
+        costs = {way: min(grown[way], left) for way, cost in whole.items() if cost * SHORTEST.get(way, 1) < left}
         room = self.descents - self.begun
         if not costs or room <= 0:
             return None

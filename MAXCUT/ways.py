@@ -32,8 +32,10 @@ STEP = 0.5
 """Δ of the bifurcation"""
 WAYS = {"clusters": 200, "annealing": 100, "vectors": 60, "bifurcation": 100, "population": 2000}
 """ways from a reheated cut, in the order of their first turns, and their steps or sweeps"""
-TEAMS = {"population": (32, 200, 0), "clusters": (16, 1, 3)}
+TEAMS = {"population": (32, 200, 1), "clusters": (16, 1, 3)}
 """cuts that are annealed side by side and end as one, stages of their annealing, and rounds of `together` after it"""
+GROWING = 0.05
+"""share of the search so far that a team takes where that is more than at first: the longer, the more cuts it has"""
 SHORTEST = {"population": 0.2}
 """share of the steps that is worth it where there is no time for all"""
 FEW = 5
@@ -211,7 +213,7 @@ class Ways:
     ) -> np.ndarray | None:
         """Cuts (batch, n) of ±1 from remembered sides (batch, n) in [−1, 1]; None if it was over before.
 
-        A population makes as many sweeps as there are planned seconds for.
+        A team has as many cuts as there are planned seconds for, or as many sweeps, if not all of them.
         """
         if way in HOT:
             return self._annealed(way, memory, seconds / self.seconds(way), rng, over)
@@ -233,16 +235,19 @@ class Ways:
 
     def _annealed(self, way: str, memory: np.ndarray, share: float, rng: np.random.Generator, over: Over) -> np.ndarray:
         copies, stages, rounds = TEAMS.get(way, (1, 1, 0))
-        sweeps, stages = ceil(WAYS[way] * share), ceil(stages * share)
+        copies = round(copies * max(share, 1.0))
+        sweeps, stages = (ceil(x * min(share, 1.0)) for x in (WAYS[way], stages))
         memory = memory.repeat(copies, axis=0)
         s = np.where(rng.random(memory.shape) < (1 + memory) / 2, 1, -1)
         s = self.annealing(s, rng.uniform(*HOT[way]), sweeps, int(rng.integers(2**31)), stages, over)
         if copies == 1:
             return s
-        for _ in range(0 if over() else rounds):
+        for _ in range(rounds):
             s = s[np.argsort([-value(self.graph, x) for x in s])]
             few = [s[np.sort(rng.choice(copies, FEW, replace=False))] for _ in s]
-            s = np.array([together(self.graph, x, sweeps, int(rng.integers(2**31))) for x in few])
+            seeds, sweeps = rng.integers(2**31, size=copies).tolist(), WAYS["clusters"]
+            s = [x[0] if over() else together(self.graph, x, sweeps, seed) for x, seed in zip(few, seeds, strict=True)]
+            s = np.array(s)
         return max(s, key=lambda x: value(self.graph, x))[None]
 
     def _with_vectors(self, mu: np.ndarray, rng: np.random.Generator, over: Over) -> Tensor | None:

@@ -15,7 +15,7 @@ from run import Checkpoint
 from sdp import solve_sdp, upper_bound
 from search import Reheating, search
 from utilities import cut_values, exact_maxcut, from_networkx, make_graph, random_graph
-from ways import WAYS, Ways
+from ways import TEAMS, WAYS, Ways
 
 
 def cut_of(graph, s) -> float:
@@ -118,6 +118,17 @@ def test_nothing_is_begun_that_takes_longer_than_is_left(stalled):
             share = batch.seconds / costs[batch.way] if batch else 1
             assert share == 1 or (batch.way == "population" and 0.2 < share < 1)
     assert (batch.parents[0] is None) == stalled
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_longer_the_search_the_more_of_its_time_a_team_takes_but_no_more_than_is_left(way):
+    graph, V = random_graph(300, 0.1, 1), torch.eye(300)
+    ways, found = Ways(graph, V, 0.03, 8), Search.of(kernel(graph), np.ones(300), 0.0)
+    found.choose = lambda costs, rng: way
+    first = ways.seconds(way)
+    for found.total, left, team in ((0.0, 1e4, first), (1e3, 1e4, 50.0), (1e3, 10.0, 9.0)):
+        reheating = Reheating(ways, found, Config(), torch.Generator(), lambda left=left: left, Checkpoint())
+        assert reheating.plan().seconds == pytest.approx(team if way in TEAMS else first)
 
 
 @pytest.mark.parametrize("n, p", [(22, 0.5), (25, 0.12)])

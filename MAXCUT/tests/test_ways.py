@@ -97,6 +97,7 @@ def test_annealed_cuts_are_as_good_as_the_library_says_and_the_seed_decides():
 def test_of_a_population_a_share_of_the_sweeps_is_made(monkeypatch):
     made, seen = ways_on(gaussian(20, 0.3, 1)), []
     monkeypatch.setattr(module, "simulated_annealing", lambda *_: seen.append(_[6]) or (_[-1], np.zeros(len(_[-1]))))
+    monkeypatch.setattr(module, "together", lambda graph, cuts, sweeps, seed: cuts[0])
     whole = made.seconds("population")
     for share, stages, sweeps in ((1.0, 200, 2003), (0.25, 50, 503)):
         made("population", np.zeros((1, 20)), share * whole, np.random.default_rng(0), never)
@@ -171,6 +172,22 @@ def test_of_a_team_the_best_cut_is_kept(monkeypatch):
     assert value(graph, s) == max(value(graph, few[-1]) for few in seen) and len(seen) == 16
     for few in seen:  # the best is first, and it is what the others are united with
         assert len(np.unique(few, axis=0)) == 5 and value(graph, few[0]) == max(value(graph, x) for x in few)
+
+
+@pytest.mark.parametrize("way, rounds", [("population", 1), ("clusters", 3)])
+def test_a_team_has_as_many_cuts_as_there_are_seconds_for_and_its_rounds_end_in_time(way, rounds, monkeypatch):
+    made, annealed, joined = ways_on(gaussian(20, 0.3, 1)), [], []
+    monkeypatch.setattr(Annealing, "__call__", lambda self, s, *_: annealed.append(_[1]) or s.astype(float))
+    monkeypatch.setattr(module, "together", lambda graph, cuts, sweeps, seed: joined.append(sweeps) or cuts[0])
+    copies, sweeps = module.TEAMS[way][0], module.WAYS[way]
+    for share in (0.5, 1.0, 3.25):
+        seconds = share * made.seconds(way)
+        made(way, np.zeros((1, 20)), seconds, np.random.default_rng(0), lambda: len(joined) == 7)
+        assert annealed.pop() == np.ceil(sweeps * min(share, 1)) and len(joined) == 7
+        joined.clear()
+        made(way, np.zeros((1, 20)), seconds, np.random.default_rng(0), never)
+        assert joined == rounds * round(copies * max(share, 1)) * [200]
+        annealed.clear(), joined.clear()
 
 
 def test_a_population_is_drawn_again_by_boltzmann_weights_and_one_stage_leaves_it_as_it_is(monkeypatch):
