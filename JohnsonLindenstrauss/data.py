@@ -128,8 +128,8 @@ def _names(line: str, separator: str | None) -> bool:
     within = separator or ("\t" if "\t" in line else r"\s")
     cells = re.findall(rf'"[^"]*"|[^{within}]+', line.strip())
     cells = [cell.strip().strip('"').strip().lower() for cell in cells]
-    missing = ("", "na", "n/a", "nan", "null", "none", "?", "inf", "-inf")
-    return not any(re.match(r"[-+]?\.?\d", cell) for cell in cells) and not all(cell in missing for cell in cells)
+    missing = re.compile(r"[-+]?(|na|n/a|nan|null|none|\?|inf|infinity)")
+    return not any(re.match(r"[-+]?\.?\d", cell) for cell in cells) and not all(map(missing.fullmatch, cells))
 
 
 def _without_gaps(line: str) -> str:

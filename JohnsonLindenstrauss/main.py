@@ -121,16 +121,16 @@ def main(config: Config) -> bool:
     generator = torch.Generator(config.device).manual_seed(config.seed)
     descent = Derandomization(problem, config, generator)
     result = descent.run(checkpoint).result()
-    seconds = time.perf_counter() - start
+    seconds, interrupted = time.perf_counter() - start, result.interrupted
 
     try:
         compared = compare(problem, result.M, config.gaussians, config.seed)
     except KeyboardInterrupt:  # our matrix is what counts
-        compared, result.interrupted = compare(problem, result.M, 1, config.seed), True
+        compared, interrupted = compare(problem, result.M, 1, config.seed), True
     results = dict(experiment="JohnsonLindenstrauss", n=len(problem.X), d=problem.d, k=config.k, problem=config.problem)
     results |= dict(preserved=problem.N, duplicates=getattr(problem, "duplicates", 0))
     results |= dict(distortion=result.distortion, sigma=result.sigma, tau=result.tau, objective=result.objective)
-    results |= dict(certificate=result.certificate and asdict(result.certificate), interrupted=result.interrupted)
+    results |= dict(certificate=result.certificate and asdict(result.certificate), interrupted=interrupted)
     results |= dict(seconds=seconds, steps=result.steps, perturbations=len(result.kicks)) | compared.numbers()
     results |= dict(completed=dict(growth=descent.growth, ridge=descent.ridge))
     results |= dict(peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)  # bytes, on Linux
@@ -139,7 +139,7 @@ def main(config: Config) -> bool:
         history = result.history | {"gaussian": compared.gaussian}
         run.save(folder, config, results, plot.figures(result, compared, config), history=history)
     run.print_summary(plot.summary(results, result, config))
-    return result.interrupted
+    return interrupted
 
 
 if __name__ == "__main__":

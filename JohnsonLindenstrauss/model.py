@@ -40,7 +40,7 @@ class Vectors:
             row = int((largest == 0).flatten().nonzero()[0])
             raise ValueError(f"row {row} is the zero vector: it has no norm to preserve; leave it out")
         X = X / largest  # squares neither overflow nor underflow
-        self.points = self.X = X / X.norm(dim=1, keepdim=True)
+        self.X = X / X.norm(dim=1, keepdim=True)
         self.N, self.d = self.X.shape
         self.blocks, self.log_weight, self.chosen = [slice(None)], 0.0, None
 
@@ -59,7 +59,7 @@ class Vectors:
     def subset(self, i: Tensor, log_weight: Tensor | float = 0.0) -> "Vectors":
         """The vectors i alone, each in the place of exp(log_weight)."""
         few = copy.copy(self)
-        few.X, few.points, few.N = self.X[i], self.points[i], len(i)
+        few.X, few.N = self.X[i], len(i)
         few.log_weight, few.chosen = log_weight, (i,)
         return few
 
@@ -307,7 +307,9 @@ def strongest(
         keys, *ends = (torch.cat(part) for part in zip(*parts, strict=True))
         if len(keys) > limit:
             least = max(least, float(keys.kthvalue(len(keys) - limit + 1)[0]))
-        kept = (keys >= least).nonzero()[:limit, 0]
+        kept = (keys >= least).nonzero()[:, 0]
+        if len(kept) > limit:  # of equal ones not all
+            kept = keys.topk(limit)[1].sort()[0]
         parts, count = [tuple(x.index_select(0, kept) for x in (keys, *ends))], len(kept)
 
     Y = M @ problem.X.T
@@ -358,10 +360,7 @@ def bound(problem: Problem, M: Tensor, s: Tensor, tau: float) -> Tensor:
     def moments(q: Tensor) -> tuple[Tensor, Tensor]:
         return log_moments(q, s.square() / (len(M) * problem.d), tau, len(M))
 
-    with torch.no_grad():
-        top = max(float(torch.maximum(*moments(q)).max()) for q in distortions(problem, M))
-    total = sum((x - top).exp().sum() for q in distortions(problem, M) for x in moments(q))
-    return (total.log() + top) / tau
+    return torch.stack([torch.cat(moments(q)).logsumexp(0) for q in distortions(problem, M)]).logsumexp(0) / tau
 
 
 def bound_gradient(problem: Problem, M: Tensor, s: Tensor, tau: float) -> tuple[float, Tensor, Tensor]:

@@ -183,7 +183,7 @@ class Newton:
 
     def step(self) -> None:
         """A step that lowers f, and a walk; where they gain little, τ grows, or at tau_end the method has converged."""
-        regular, coarse, start, fall = self._turn(), self._coarse(), self.f, 0.0
+        regular, coarse, start, fall, largest = self._turn(), self._coarse(), self.f, 0.0, 0.0
         self.steps += 1
         for trial, (solve, largest, expected, d) in enumerate(self._trials()):  # noqa: B007
             if self._accept(d, expected, easily=trial == 0):
@@ -207,8 +207,9 @@ class Newton:
         """Turn M, and say which entries are variables; whether those are all that f depends on."""
         k, r = self.M.shape
         R, order = qr(self.M.cpu().numpy(), mode="r", pivoting=True)
-        self.M = torch.empty_like(self.M)
-        self.M[:, order] = torch.from_numpy(R).to(self.M)
+        M = torch.empty_like(self.M)
+        M[:, order] = torch.from_numpy(R).to(M)
+        self.M = M  # whole, whenever Ctrl-C comes
         self._at = weigh(self.U, self.M, self.tau, self.G)
         place = torch.empty(r, dtype=torch.long)
         place[torch.from_numpy(order).long()] = torch.arange(r)

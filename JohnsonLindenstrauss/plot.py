@@ -85,12 +85,13 @@ def summary(found: State, result: Result, config: "Config") -> dict[str, str]:
     pairs = f", {found['preserved']} pairs" if found["problem"] == "pairs" else ""
     left_out = f" ({found['duplicates']} of duplicate or too near points left out)" if found["duplicates"] else ""
     one_row = f"; one row keeps all norms to {found['interpolation']:.1g}" if found["interpolation"] else ""
+    few = ", cut short by Ctrl-C" * (found["interrupted"] and not result.interrupted)
     why = "interrupted" if result.interrupted else "f has kinks" if config.objective == "sampled" else ""
     steps = f"{found['steps']} steps and {found['perturbations']} perturbations"
     return {
         "data": f"{found['n']} × {found['d']}{pairs}{left_out}, to {found['k']} dimensions{one_row}",
         "distortion": f"{found['distortion']:.6g}" + ", the best matrix so far" * result.interrupted,
-        "Gaussian": f"mean {found['gaussian_mean']:.4g}, best of {found['gaussians']} {found['gaussian_min']:.4g}",
+        "Gaussian": f"mean {found['gaussian_mean']:.4g}, best of {found['gaussians']} {found['gaussian_min']:.4g}{few}",
         "best-scaled": f"Gaussian mean {found['gaussian_scaled_mean']:.4g}, best {found['gaussian_scaled_min']:.4g}; "
         f"sparse random {found['sparse_scaled']:.4g} (as it is {found['sparse']:.4g}); PCA {found['pca']:.4g}",
         "projection": f"σ = {found['sigma']:.1e} after {'' if not result.interrupted else 'Ctrl-C and '}{steps}",

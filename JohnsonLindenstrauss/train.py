@@ -159,6 +159,7 @@ class Derandomization(Descent):
     def __init__(self, problem: Problem, config: "Config", generator: torch.Generator) -> None:
         self.problem, self.config, self.pure = problem, config, config.algorithm != "default"
         self.small, self.basis = (row_space if self.pure or config.objective == "sampled" else metric)(problem)
+        self.lengths = self.basis.norm(dim=1)  # by which A changes with each coordinate of M
         self.few = self.small  # those that matter
         self.period = STAGE * max(1 + (problem.N > WHOLE), problem.N // 10**7)  # steps between looks at all
         self.newton: Newton | None = None
@@ -241,37 +242,38 @@ class Derandomization(Descent):
 
     def step(self) -> None:
         """One step of PGD or of Newton's method. But for the pure algorithms, PGD's rule sleeps while f changes."""
-        if self.newton is None and self.monotone is not None and self.t % STAGE == 0:
+        if self.newton is None and not self.pure and self.config.objective == "bound" and self.t % STAGE == 0:
             self.next_stage()
         if self.pgd.converged:
             return
         if self.newton is not None:
             return self.newton_step()
-        self.pgd.param_groups[0]["rho"] = self.config.rho if self.pure or self.tau == self.config.tau else 0
+        # Over A itself ∇f is longer than over M's coordinates, by no more than that.
+        rho = self.config.rho * min(1.0, float(self.lengths.min()))
+        self.pgd.param_groups[0]["rho"] = rho if self.pure or self.tau == self.config.tau else 0
         self.value = self.pgd.step(self.monotone or self.closure)
 
     @torch.no_grad()
     def next_stage(self) -> None:
         """Raise τ if σ allows it; once σ has begun to vanish, rescale t; once few pairs matter, go on with Newton."""
         config = self.config
-        if config.objective == "bound":
-            raised = min(config.tau, self.tau * self.growth**STAGE)
-            if raised * self.variance < ROOM:
-                self.tau = raised
-            if config.k >= len(self.basis) and not self.ridge and self.history["distortion"][-1] < 0.5:
-                return self.isometry()
-            if self.newtons_turn():
-                self.newton = Newton(self.small, self.params["M"].clone(), self.tau, config.tau, self.G)
-                return
-            if self.scale == 1 and self.variance * config.k < 0.1:
-                # All that is left to do for σ is to vanish: with the scale halfway to σ itself one step size suits t
-                # and M. (Before, it would make the barrier at 2τσ² = 1 too steep for M to leave the saddle.)
-                self.scale = self.kd**0.25
-                self.params["t"] /= self.scale
-                self.pgd.state.clear()
-                self.monotone = Monotone(self.pgd, self.evaluate)
-                return
-        self.monotone.f_changed()
+        raised = min(config.tau, self.tau * self.growth**STAGE)
+        if raised * self.variance < ROOM:
+            self.tau = raised
+        if config.k >= len(self.basis) and not self.ridge and self.history["distortion"][-1] < 0.5:
+            return self.isometry()
+        if self.newtons_turn():
+            self.newton = Newton(self.small, self.params["M"].clone(), self.tau, config.tau, self.G)
+        elif self.scale == 1 and self.variance * config.k < 0.1:
+            # All that is left to do for σ is to vanish: with the scale halfway to σ itself one step size suits t
+            # and M. (Before, it would make the barrier at 2τσ² = 1 too steep for M to leave the saddle.)
+            self.scale = self.kd**0.25
+            for t in (self.params["t"], *self.pgd._x[1:]):  # as it is, and as PGD may go back to
+                t /= self.scale
+            self.pgd.state.clear()
+            self.monotone = Monotone(self.pgd, self.evaluate)
+        else:
+            self.monotone.f_changed()
 
     def newtons_turn(self) -> bool:
         """Whether pairs that matter and variables are few enough for Newton's method, or pairs far fewer than these."""
@@ -295,8 +297,6 @@ class Derandomization(Descent):
         """One step of Newton's method, at σ = 0."""
         with threads(CORES, where=self.newton.M.numel() > LARGE):
             self.newton.step()
-        self.params["M"].copy_(self.newton.M)
-        self.params["t"].zero_()
         self.tau, self.value = self.newton.tau, self.newton.f
         self.pgd.gradient_norm, self.pgd.converged = self.newton.gradient_norm, self.newton.converged
         self.pgd.perturbations += self.newton.escapes - self.escapes
@@ -307,9 +307,11 @@ class Derandomization(Descent):
     @torch.no_grad()
     def look(self) -> float:
         """Look at all pairs or vectors: choose those that matter; returns the worst distortion of M."""
-        M, s = self.point()
-        if self.newton is not None:
+        if self.newton is not None:  # Ctrl-C may have come within a step of it
+            self.params["M"].copy_(self.newton.M)
+            self.params["t"].zero_()
             return self.newton.worst
+        M, s = self.point()
         if self.pure or self.config.objective != "bound":
             return distortion(self.small, M)
         worst = self.history["distortion"][-1] if self.history else 1.0
@@ -324,12 +326,14 @@ class Derandomization(Descent):
     def row(self) -> dict[str, Any]:
         """Worst distortion of M, and of one draw of A (above `WHOLE` pairs: of those that matter); σ, ‖∇f‖, f, τ."""
         worst, (M, s) = self.look(), self.point()
-        sigma = abs(s.item()) / sqrt(self.kd)
-        noise = torch.randn(M.shape, generator=self.generator, dtype=M.dtype, device=M.device)
+        sigma, drawn = abs(s.item()) / sqrt(self.kd), worst
+        if self.newton is None:
+            Z = torch.randn(M.shape, generator=self.generator, dtype=M.dtype, device=M.device) / self.lengths
+            drawn = distortion(self.small if self.problem.N <= WHOLE else self.few, M + sigma * Z)
         return dict(
             step=self.t,
             distortion=worst,
-            drawn_distortion=distortion(self.small if self.problem.N <= WHOLE else self.few, M + sigma * noise),
+            drawn_distortion=drawn,
             sigma=sigma,
             gradient_norm=self.pgd.gradient_norm,
             objective=self.value,

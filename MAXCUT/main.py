@@ -8,7 +8,6 @@ import os
 import time
 from dataclasses import asdict, replace
 from functools import partial
-from math import inf
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -99,32 +98,33 @@ def main(config: Config) -> bool:
     torch.set_num_threads(threads(graph, cores := torch.get_num_threads()))
     torch.set_flush_denormal(True)  # densities of decided vertices underflow, and subnormal numbers are slow
     graph, generator = graph.to(config.device), torch.Generator(config.device).manual_seed(config.seed)
-
     optimum = exact_maxcut(graph)[0] if graph.n <= EXACT_LIMIT else None
     since = time.perf_counter() - checkpoint.elapsed
     V = solve_sdp(graph, generator=generator)
     draw = partial(goemans_williamson, graph, V, generator=torch.Generator(config.device).manual_seed(config.seed + 1))
-    known = aside(partial(upper_bound, graph, V), partial(draw, config.roundings))
-    relaxed = time.perf_counter()
+    known, relaxed = aside(partial(upper_bound, graph, V), partial(draw, config.roundings)), time.perf_counter()
     descent, found = Derandomization(graph, V, config, generator).run(checkpoint), None
     s = descent.round()
     if (config.seconds or config.descents) and not descent.interrupted:
         large = torch.get_num_threads() > 1  # the bound takes minutes
-        reserve = 1 + (1.3 if large else 0.6) * (time.perf_counter() - relaxed)  # for figures, and the SOSP at the cut
+        took = max(time.perf_counter() - relaxed, checkpoint.elapsed and descent.planned)  # what the descent did
+        reserve = 1 + (1.3 if large else 0.6) * took  # for figures, and the SOSP at the cut
         workers = min(4, cores) if config.device == "cpu" else 1
 
         def most() -> float:  # with a number of descents only, nothing shall depend on when the bound is known
             ready = known[0].done() if config.seconds else not large
-            return optimum if optimum is not None else known[0].result()[0] if ready else inf
+            return optimum if optimum is not None else known[0].result()[0] if ready else float("inf")
 
         found = search(graph, V, s, config, generator, since, most, workers, checkpoint, reserve)
         descent.plant(s := torch.from_numpy(found.best_cut()).to(s))
     result, descended = descent.result(s), time.perf_counter()
     interrupted = result.interrupted or bool(found and found.interrupted)
+    bound, proof = float(graph.w.clamp(min=0).sum()), "the weights' sum"
     try:
-        (bound, proof), gw = known[0].result(), known[1].result()
+        bound, proof = known[0].result()
+        gw = known[1].result()
     except KeyboardInterrupt:  # these may take longer than the cut, which is what counts
-        (bound, proof), gw, interrupted = (float(graph.w.clamp(min=0).sum()), "the weights' sum"), draw(1), True
+        gw, interrupted = draw(1), True
     gw, still = gw.cpu().numpy(), None
     if graph.n <= plot.DRAWN:  # smaller steps, as the curvature at the saddle is of order 1/ε
         unperturbed = replace(config, radius=0.0, algorithm="default", seconds=None, descents=None, lr=config.lr / 3)

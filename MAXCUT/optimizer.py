@@ -326,6 +326,11 @@ class Derandomization(Descent):
         return PGD([self.V, self.mu], lr=c.lr, rho=c.rho, radius=c.radius, **options)
 
     @property
+    def planned(self) -> float:
+        """Seconds that the steps so far take, about, on one core; also the SOSP at a search's cut."""
+        return self.t * SECONDS_PER_STEP * (self.graph.m + 2 * self.graph.n)
+
+    @property
     def ramp(self) -> int:
         """Number of steps over which λ grows."""
         return 0 if self.pure else max(1, round(0.6 * self.steps))

@@ -12,7 +12,7 @@ from ways import WAYS
 STALLED = 0.25, 20
 """Another cut is begun from nothing once a larger share of the descents than this, and so many more, gained nothing."""
 MEMBERS = 0.1
-"""times the square root of the descents so far: so many cuts are kept, at most"""
+"""times the square root of the descents so far: while fewer cuts are kept, each thread may begin another"""
 MIXED = 0.3
 """share of the descents that remember what two cuts agree on, instead of one"""
 FADING = 2

@@ -24,9 +24,7 @@ Bandeira 2016); far less does in practice, and `upper_bound` says for each graph
 
 def solve_sdp(
     graph: Graph,
-    rank: int | None = None,
     tol: float = 3e-4,
-    max_steps: int = 10_000,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Vectors of the relaxation (Burer and Monteiro 2003), by accelerated projected gradient with restart.
@@ -37,16 +35,14 @@ def solve_sdp(
 
     Args:
         graph: the graph.
-        rank: k; default min(⌈√(2n)⌉, MAX_RANK).
         tol: stops where the Riemannian gradient's norm is at most tol ‖W V‖_F.
-        max_steps: stops there in any case.
         generator: of the random start.
 
     Returns:
-        V, (n, k) float32, unit rows.
+        V, (n, k) float32, unit rows; k = min(⌈√(2n)⌉, MAX_RANK).
     """
     n = graph.n
-    rank = rank or min(ceil(sqrt(2 * n)), MAX_RANK)
+    rank = min(ceil(sqrt(2 * n)), MAX_RANK)
     unit = float(graph.w.abs().max())  # in which the weights fit single precision
     d = torch.where(graph.degree > 0, graph.degree, unit)
     small = torch.where(d > 1e-15 * unit, 1.0, d / unit)  # squares of a row so small would underflow: it is made larger
@@ -59,7 +55,7 @@ def solve_sdp(
 
     V = normalize(torch.randn(n, rank, generator=generator, device=graph.w.device))
     Y, t = V.clone(), 1.0
-    for step in tqdm(range(1, max_steps + 1), desc="SDP", unit=" steps", disable=None, leave=False):
+    for step in tqdm(range(1, 10_001), desc="SDP", unit=" steps", disable=None, leave=False):
         # In place, because on large graphs new memory takes as long as the arithmetic.
         V_next = weighted_sums(*W, Y).neg_().addcmul_(majorizer, Y)
         V_next /= V_next.norm(dim=1, keepdim=True).clamp_min_(1e-30)

@@ -8,7 +8,7 @@ is the end of all. All this happens on the graph's `kernel`.
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from math import floor, inf
 from threading import Event, Lock
@@ -82,7 +82,8 @@ class Reheating:
         """The next batch, such that it ends in time; None if there is no time, or were descents enough."""
         left, found = 0.9 * self.left() / self.slowness, self.found
         whole = {way: self.ways.seconds(way) for way in self.menu}
-        grown = whole | {way: max(whole[way], GROWING * found.total) for way in TEAMS if way in whole}
+        growing = {way: min(GROWING * found.total, self.ways.most(way)) for way in TEAMS if way in whole}
+        grown = whole | {way: max(whole[way], seconds) for way, seconds in growing.items()}
         costs = {way: min(grown[way], left) for way, cost in whole.items() if cost * SHORTEST.get(way, 1) < left}
         room = self.descents - self.begun
         if not costs or room <= 0:
@@ -107,12 +108,30 @@ class Reheating:
         return self.work
 
     def anneal(self, progress: Callable[[], float]) -> None:
-        """Anneal the first cut for all of the time that is left."""
+        """Anneal the best cut for all of the time that is left."""
         with self.lock:
             seed = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
-        cut = self.ways.annealing.by_the_clock(self.found.s[0], np.random.default_rng(int(seed)), self.left)
+            best = self.found.s[int(np.argmax(self.found.cuts))]
+        cut = self.ways.annealing.by_the_clock(best, np.random.default_rng(int(seed)), self.left)
         with self.lock:
             self.found.add(cut, None, progress())
+            self.checkpoint.keep("search", self.state_dict, finished=True)
+
+    def run(self, workers: int, progress: Callable[[], float], stop: Event) -> None:
+        """Search in so many threads until it is over; Ctrl-C, however often, only tells them to stop."""
+        with ThreadPoolExecutor(workers) as pool:
+            task = pool.submit(self.task, workers)
+            made = [task, *(pool.submit(lambda: task.result()(progress)) for _ in range(workers))]
+            while True:
+                try:
+                    wait(made, return_when=FIRST_EXCEPTION)
+                    break
+                except KeyboardInterrupt:
+                    self.found.interrupted = True
+                    stop.set()
+            stop.set()
+        for worker in made:
+            worker.result()
 
     @torch.no_grad()
     def work(self, progress: Callable[[], float]) -> None:
@@ -163,7 +182,7 @@ def search(
         since: `time.perf_counter()` at the start of the run.
         bound: tells what no cut is above, inf while nobody knows; a cut that reaches it, or its whole part where the
             weights are whole, ends the search.
-        workers: threads side by side; with one, only the number of descents depends on the machine.
+        workers: threads side by side; with one, and without `seconds`, nothing depends on the machine.
         checkpoint: keeps the state of the search; a search that it has is gone on with.
         reserve: seconds by which it ends earlier, for what the run has still to do.
     """
@@ -187,15 +206,11 @@ def search(
     reheating, threads = Reheating(ways, found, config, generator, left, checkpoint), torch.get_num_threads()
     torch.set_num_threads(1)  # the workers are the parallelism; threads within a step would wait for each other
     shown = dict(desc="search", total=config.seconds, unit="s", disable=None, leave=False)
-    with tqdm(**shown) as bar, ThreadPoolExecutor(workers) as pool:
+    with tqdm(**shown) as bar:
         try:
-            task = reheating.task(workers)
-            for worker in [pool.submit(task, progress) for _ in range(workers)]:
-                worker.result()
+            reheating.run(workers, progress, stop)
         except KeyboardInterrupt:
             found.interrupted = True
-        finally:
-            stop.set()
     torch.set_num_threads(threads)
     if not found.interrupted:
         checkpoint.keep("search", reheating.state_dict, finished=True)

@@ -36,6 +36,8 @@ TEAMS = {"population": (32, 200, 1), "clusters": (16, 1, 3)}
 """cuts that are annealed side by side and end as one, stages of their annealing, and rounds of `together` after it"""
 GROWING = 0.05
 """share of the search so far that a team takes where that is more than at first: the longer, the more cuts it has"""
+TEAM_SIDES = 2**22
+"""most sides of all cuts of a team, if it is more than it began with"""
 SHORTEST = {"population": 0.2}
 """share of the steps that is worth it where there is no time for all"""
 FEW = 5
@@ -208,6 +210,10 @@ class Ways:
             work = copies * (sweep * WAYS[way] + rounds * (1e-3 + 2e-7 * (n + m)))
         return 2e-7 * m * stages + self.batch(way) * (1e-7 * (n + m) + work)
 
+    def most(self, way: str) -> float:
+        """The seconds of the largest team."""
+        return self.seconds(way) * max(1.0, TEAM_SIDES / (TEAMS[way][0] * self.graph.n))
+
     def __call__(
         self, way: str, memory: np.ndarray, seconds: float, rng: np.random.Generator, over: Over
     ) -> np.ndarray | None:
@@ -238,16 +244,16 @@ class Ways:
         copies = round(copies * max(share, 1.0))
         sweeps, stages = (ceil(x * min(share, 1.0)) for x in (WAYS[way], stages))
         memory = memory.repeat(copies, axis=0)
-        s = np.where(rng.random(memory.shape) < (1 + memory) / 2, 1, -1)
-        s = self.annealing(s, rng.uniform(*HOT[way]), sweeps, int(rng.integers(2**31)), stages, over)
+        s, hot = np.where(rng.random(memory.shape) < (1 + memory) / 2, 1, -1), rng.uniform(*HOT[way])
         if copies == 1:
-            return s
+            return self.annealing(s, hot, sweeps, int(rng.integers(2**31)))
+        parts = [s] if stages > 1 else np.array_split(s, ceil(copies / TEAMS[way][0]))  # between them it may be over
+        s = np.concatenate([self.annealing(x, hot, sweeps, int(rng.integers(2**31)), stages, over) for x in parts])
         for _ in range(rounds):
             s = s[np.argsort([-value(self.graph, x) for x in s])]
-            few = [s[np.sort(rng.choice(copies, FEW, replace=False))] for _ in s]
-            seeds, sweeps = rng.integers(2**31, size=copies).tolist(), WAYS["clusters"]
-            s = [x[0] if over() else together(self.graph, x, sweeps, seed) for x, seed in zip(few, seeds, strict=True)]
-            s = np.array(s)
+            few = [np.sort(rng.choice(copies, FEW, replace=False)) for _ in s]
+            chosen, sweeps = zip(few, rng.integers(2**31, size=copies).tolist(), strict=True), WAYS["clusters"]
+            s = np.array([s[x[0]] if over() else together(self.graph, s[x], sweeps, seed) for x, seed in chosen])
         return max(s, key=lambda x: value(self.graph, x))[None]
 
     def _with_vectors(self, mu: np.ndarray, rng: np.random.Generator, over: Over) -> Tensor | None:

@@ -49,8 +49,8 @@ State = dict[str, Any]
 
 def _device(name: str) -> str:
     try:
-        torch.zeros(1, device=torch.Generator(name).device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, dtype=torch.float64, device=torch.Generator(name).device)  # mps has no such numbers
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).split(". ")[0]
         raise ValueError(f"{name} is not to be had here: {reason}") from None
     return name

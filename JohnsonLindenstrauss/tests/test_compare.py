@@ -27,6 +27,12 @@ def test_random_projections_keep_norms_in_the_mean(draw):
     assert abs(squares.mean() - 1) < 3 * squares.std() / math.sqrt(4000)
 
 
+def test_of_many_pairs_fewer_gaussian_matrices_are_compared_but_twenty():
+    problem = Vectors(normal(30, 9))
+    for problem.N, count in ((10**5, 50), (5 * 10**6, 40), (10**8, 20)):
+        assert len(compare(problem, normal(3, 9), 50, 0).gaussian) == count
+
+
 def test_sparse_entries():
     A = next(sparse(Vectors(normal(2, 100)), 200, seed=0))
     value = math.sqrt(math.sqrt(100) / 200)

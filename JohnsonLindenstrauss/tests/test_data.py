@@ -105,7 +105,22 @@ def test_column_names_are_passed_over_and_numbers_are_not(tmp_path, head, separa
     assert read_matrix(str(tmp_path / "t.csv")).tolist() == [[1, 2], [3, 4]]
 
 
-@pytest.mark.parametrize("row", ["nan,nan", "NA,NA", "?,1", "-inf,inf", "NA\t3", "nan\tnan", "none null"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        "nan,nan",
+        "NA,NA",
+        "?,1",
+        "-inf,inf",
+        "NA\t3",
+        "nan\tnan",
+        "none null",
+        "-nan,-nan",
+        "+inf,-nan",
+        "Infinity,NaN",
+        "-,-",
+    ],
+)
 def test_a_first_row_without_values_is_no_row_of_names(tmp_path, row):
     mark = next(mark for mark in ",\t " if mark in row)
     (tmp_path / "t.csv").write_text(f"{row}\n1{mark}2\n3{mark}4\n")

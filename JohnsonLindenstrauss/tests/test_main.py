@@ -91,14 +91,22 @@ def test_points_that_differ_and_are_too_near_are_warned_of(tmp_path, undrawn):
 
 
 def test_a_draw_is_measured_on_all_pairs(monkeypatch):
-    problem = Pairs(torch.randn(40, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    X = torch.randn(40, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    problem = Pairs(X * torch.arange(1.0, 10))
     descent = Derandomization(problem, Config(problem="pairs", k=3), torch.Generator().manual_seed(0))
     monkeypatch.setattr(descent, "look", lambda: 1.0)
     descent.few, random = descent.small.subset(torch.tensor([0]), torch.tensor([1])), descent.generator.get_state()
     drawn = descent.row()["drawn_distortion"]
     M, s = descent.point()
     noise = torch.randn(M.shape, generator=torch.Generator().set_state(random), dtype=M.dtype)
-    assert drawn == distortion(descent.small, M + s / (3 * 9) ** 0.5 * noise) > 3 * distortion(descent.few, M)
+    lengths = descent.basis.norm(dim=1)
+    few = distortion(descent.few, M + s / (3 * 9) ** 0.5 * noise / lengths)
+    assert drawn == distortion(descent.small, M + s / (3 * 9) ** 0.5 * noise / lengths) > 1.5 * few
+    directions = descent.basis / lengths[:, None]  # so that A = (M + σ noise / lengths) basis is that of σ N(0, I)
+    torch.testing.assert_close(directions @ directions.T, torch.eye(9, dtype=M.dtype))
+    assert lengths.max() > 5 * lengths.min()
+    drawn = distortion(descent.problem, (s / (3 * 9) ** 0.5 * noise / lengths) @ descent.basis)
+    assert drawn == pytest.approx(distortion(descent.small, s / (3 * 9) ** 0.5 * noise / lengths))
 
 
 def test_results_have_what_was_completed(tmp_path, undrawn):
@@ -240,9 +248,11 @@ def test_ctrl_c_in_the_comparison_saves_the_matrix(tmp_path, capsys, monkeypatch
 
     monkeypatch.setattr(module, "compare", interrupted)
     assert main(Config(**SMALL, out=tmp_path)) and asked == [50, 1]
-    assert "the best matrix so far" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert ", cut short by Ctrl-C\n" in said and "so far" not in said and "after Ctrl-C" not in said
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["certificate"]["is_sosp"] and found["gaussians"] == 1 and (tmp_path / "projection.npy").exists()
+    assert found["interrupted"]
 
 
 def test_ctrl_c_saves_the_matrix_so_far(tmp_path):

@@ -248,6 +248,14 @@ def test_the_strongest_of_all_pairs_with_the_memory_of_a_few(limit, margin, monk
     assert torch.allclose(few.units().norm(dim=1), torch.tensor(1.0))
 
 
+def test_of_equal_keys_none_is_kept_in_the_place_of_a_larger_one():
+    vectors = Vectors(torch.diag(torch.tensor([1.0, 1.0, 1.0, 3.0, 1.0, 2.0])))
+    M = torch.diag(torch.tensor([2.0, 2.0, 2.0, 3.0, 2.0, 4.0], dtype=torch.float64)).sqrt()
+    (rows,), keys, worst = strongest(vectors, M, lambda c: c, 4)
+    assert rows.tolist()[-3:] != [] and {3, 5} <= set(rows.tolist()) and len(rows) == 4
+    assert keys.tolist() == pytest.approx((M.diag()[rows] ** 2 - 1).tolist()) and worst == pytest.approx(3)
+
+
 @pytest.mark.parametrize("kind", ["vectors", "pairs"])
 def test_metric_changes_the_coordinates_and_nothing_else(kind):
     X = normal(30, 5) * torch.logspace(0, -4, 5) @ normal(5, 8, seed=1)  # rank 5 of 8 columns

@@ -10,6 +10,7 @@ from torch import Tensor
 import newton
 from model import Pairs, Problem, Vectors, bound, distortion, metric
 from newton import Newton, certificate, hessian, product, weigh
+from pgd import certify
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -249,3 +250,26 @@ def test_f_never_rises_at_one_tau():
             assert method.f <= last[1] + 1e-12
         assert method.f == pytest.approx(bound(small, method.M, method.M.new_zeros(()), method.tau).item(), abs=1e-10)
         last = method.tau, method.f
+
+
+def test_the_certificates_own_bound_is_that_of_the_general_one():
+    """At so small a τ K is small enough for Lemma 3.1 to say something; pgd.certify measures the same by autograd."""
+    problem, tau, lam, rho = Vectors(normal(12, 5)), 0.2, 1.0, 1e-3
+    M, s = 0.3 * normal(3, 5, seed=1), torch.zeros((), dtype=torch.float64)
+    proof = certificate(problem, M, tau, lam, rho)
+    leaves = [M.clone().requires_grad_(), s.requires_grad_()]
+    general = certify(
+        lambda: bound(problem, *leaves, tau) + lam * leaves[1].square(), leaves, leaves[1], leaves[0], lam, rho
+    )
+    assert proof.K_estimate == pytest.approx(general.K_estimate, rel=0.3)
+    slack = 2 * lam - math.sqrt(proof.K_estimate * rho)
+    assert proof.lemma_bound == pytest.approx(rho / slack) == pytest.approx(general.lemma_bound, rel=0.01)
+
+
+def test_where_all_weight_is_on_one_pair_it_ends_all_the_same():
+    problem, _ = metric(Pairs(normal(50, 10)))
+    method = Newton(problem, 0.5 * normal(3, 10, seed=1), 1e17, 1e18, none(normal(3, 10)))
+    method.mu = 1e30
+    for _ in range(3):
+        method.step()
+    assert math.isfinite(method.f)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import newton
 import train
 from compare import best_scaled, gaussian, pca
 from main import Config
@@ -129,6 +130,56 @@ def test_interrupted_it_returns_the_best_matrix_so_far(ctrl_c):
     assert result.interrupted and result.steps == result.history["step"][-1] == 405 and result.certificate is None
     assert result.distortion == pytest.approx(min(result.history["distortion"])) and result.distortion < 1
     assert math.isfinite(result.objective)
+
+
+def test_interrupted_within_a_step_of_newtons_it_returns_the_matrix_whose_distortion_it_says(monkeypatch):
+    seen, walk = [], newton.Newton._walk
+
+    def stop(method: newton.Newton, solve: Callable) -> None:
+        seen.append(method.worst)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        walk(method, solve)
+
+    monkeypatch.setattr(newton.Newton, "_walk", stop)
+    problem = Pairs(normal(60, 12) * torch.logspace(0, -1, 12))
+    result = derandomize(problem, 4)
+    assert result.interrupted and result.history["distortion"][-1] == seen[-1] == pytest.approx(
+        distortion(problem, result.M)
+    )
+    assert (result.history["drawn_distortion"] == result.history["distortion"])[-2:].all() and result.sigma == 0
+
+
+def test_what_pgd_may_go_back_to_is_rescaled_too():
+    descent = Derandomization(Pairs(normal(100, 5)), Config(problem="pairs", k=2, tau=0.5), seeded())
+    descent.pgd._x = [descent.params["M"].clone(), descent.params["t"].clone()]
+    before = descent.params["t"].clone() * 0.01
+    descent.params["t"].copy_(before)
+    descent.snapshot()
+    descent.next_stage()
+    assert descent.scale == 10**0.25 and descent.params["t"] == before / descent.scale
+    assert descent.pgd._x[1] == pytest.approx(100 * float(before) / descent.scale)
+
+
+@pytest.mark.parametrize("algorithm, objective", [("default", "tail"), ("default", "bound"), ("1", "bound")])
+def test_pgd_stops_where_the_gradient_over_a_itself_is_as_small_as_asked(algorithm, objective):
+    """A = M basis, so that ∇_M f = ∇_A f basisᵀ: the longest ∇_A f of the ∇_M f that PGD stops at has the length ρ."""
+    X = normal(40, 8) * torch.logspace(0, -1, 8)
+    config = Config(k=3, objective=objective, rho=1e-4, tau=0.5, algorithm=algorithm)
+    descent = Derandomization(Vectors(X), config, seeded())
+    descent.snapshot()
+    descent.step()
+    stretch = torch.linalg.svdvals(torch.linalg.pinv(descent.basis)).max()
+    assert descent.pgd.param_groups[0]["rho"] * stretch == pytest.approx(1e-4)
+    assert stretch == pytest.approx(1) if algorithm == "1" else stretch > 1.5
+
+
+def test_with_too_many_pairs_that_matter_at_the_end_there_is_no_certificate(monkeypatch):
+    monkeypatch.setattr(train, "CERTIFIABLE", 10)
+    result = derandomize(Pairs(normal(40, 9)), 3, steps=20)
+    assert result.certificate is None and not result.interrupted and not math.isnan(result.objective)
+    monkeypatch.setattr(train, "CERTIFIABLE", 780)
+    assert derandomize(Pairs(normal(40, 9)), 3, steps=20).certificate is not None
 
 
 def test_stopped_early_it_does_not_claim_an_sosp():

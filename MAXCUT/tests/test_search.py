@@ -1,6 +1,8 @@
 """Uniting cuts, and the search from reheated cuts that `--seconds` pays for."""
 
+import concurrent.futures
 import time
+from types import SimpleNamespace
 
 import networkx as nx
 import numpy as np
@@ -126,7 +128,8 @@ def test_the_longer_the_search_the_more_of_its_time_a_team_takes_but_no_more_tha
     ways, found = Ways(graph, V, 0.03, 8), Search.of(kernel(graph), np.ones(300), 0.0)
     found.choose = lambda costs, rng: way
     first = ways.seconds(way)
-    for found.total, left, team in ((0.0, 1e4, first), (1e3, 1e4, 50.0), (1e3, 10.0, 9.0)):
+    most = {"population": 2**22 / (32 * 300), "clusters": 2**22 / (16 * 300)}.get(way, 1) * first
+    for found.total, left, team in ((0.0, 1e4, first), (1e3, 1e4, 50.0), (1e3, 10.0, 9.0), (1e6, 1e6, most)):
         reheating = Reheating(ways, found, Config(), torch.Generator(), lambda left=left: left, Checkpoint())
         assert reheating.plan().seconds == pytest.approx(team if way in TEAMS else first)
 
@@ -185,6 +188,47 @@ def test_ctrl_c_keeps_the_best_and_a_resumed_search_makes_the_same_descents(tmp_
     assert whole.descents == resumed.descents and whole.best == resumed.best and whole.cuts == resumed.cuts
     assert whole.gained == resumed.gained and whole.spent == resumed.spent
     assert all((s == t).all() for s, t in zip(whole.s, resumed.s, strict=True))
+
+
+@pytest.mark.parametrize("slow", [1, 3])
+def test_a_search_ends_in_time_gives_up_what_is_late_and_learns_how_slow_the_machine_is(slow, monkeypatch):
+    graph, clock, planned, seen = random_graph(60, 0.2, 1), SimpleNamespace(now=0.0), [], []
+
+    def descend(ways, way, memory, seconds, rng, over) -> np.ndarray | None:
+        planned.append(seconds)
+        clock.now += slow * seconds
+        while len(planned) == 8:  # it would never end
+            clock.now += 0.01
+            if over():
+                return None
+        return memory
+
+    take_in = Reheating.take_in
+    monkeypatch.setattr("search.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(Ways, "seconds", lambda ways, way: 0.02)
+    monkeypatch.setattr(Ways, "__call__", descend)
+    monkeypatch.setattr(Reheating, "take_in", lambda self, *batch: seen.append(self) or take_in(self, *batch))
+    generator = torch.Generator().manual_seed(0)
+    found = search(graph, torch.eye(60), torch.ones(60), Config(seconds=1.5), generator, 0.0, reserve=0.5)
+    assert clock.now == pytest.approx(1.0, abs=0.02) and len(planned) == 8 and len(seen) == 7 <= found.descents
+    assert seen[0].slowness == pytest.approx(1 + (slow - 1) * (1 - 0.8**7))
+
+
+@pytest.mark.parametrize("presses", [1, 3])
+def test_ctrl_c_in_a_search_however_often_keeps_its_cut(presses, monkeypatch):
+    pressed = []
+
+    def wait(made, return_when) -> None:
+        assert return_when == "FIRST_EXCEPTION"
+        if len(pressed) < presses:
+            pressed.append(None)
+            raise KeyboardInterrupt
+        concurrent.futures.wait(made)
+
+    monkeypatch.setattr("search.wait", wait)
+    graph = random_graph(60, 0.2, 1)
+    found = searched(graph, descents=None, workers=2)  # would never end
+    assert found.interrupted and found.best[-1] == cut_of(graph, found.best_cut())
 
 
 @pytest.fixture
