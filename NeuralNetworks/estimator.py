@@ -56,9 +56,10 @@ class Whitening:
     def __init__(self, X: NDArray, inputs: Inputs) -> None:
         d = X.shape[1]
         self.scores, self.mean, self.M = None, np.zeros(d), np.eye(d)
+        self.unit = np.where(np.ptp(X, axis=0) > 0, X.std(0), 1.0)  # scikit-learn takes 10⁻⁷ for nothing
         if inputs == "scores":
             how = dict(output_distribution="normal", subsample=None)
-            self.scores = QuantileTransformer(n_quantiles=min(len(X), 1000), **how).fit(X)
+            self.scores = QuantileTransformer(n_quantiles=min(len(X), 1000), **how).fit(X / self.unit)
         if inputs != "raw":
             S = self._scored(X)
             self.mean, deviation = S.mean(0), S.std(0)
@@ -69,7 +70,7 @@ class Whitening:
             self.M = (vectors * inverse) @ vectors.T / scale
 
     def _scored(self, X: NDArray) -> NDArray:
-        return X if self.scores is None else self.scores.transform(X)
+        return X if self.scores is None else self.scores.transform(X / self.unit)
 
     def __call__(self, X: NDArray) -> NDArray:
         """z (n, d) of X (n, d)."""
@@ -125,7 +126,7 @@ class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
 
     def fit_with(self, X: ArrayLike, y: ArrayLike, progress: Progress = lambda stage: None) -> Self:
         """`fit`, with `progress` called after each of its steps with the step's name; Ctrl-C ends it early."""
-        X, y = self._checked(X, y, reset=True, ensure_min_samples=4)
+        X, y = self._checked(X, y, reset=True, ensure_min_samples=5)
         self.check(X)
         self._learn_answers(y)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
@@ -133,7 +134,7 @@ class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         self.whitening_ = Whitening(X, self.inputs)
         rows = self.rows(X, y)
         training, validation = (tuple(x[chosen] for x in rows) for chosen in parts)
-        k, most = self.n_directions, min(X.shape[1], self.max_directions)
+        k, most = self.n_directions, min(X.shape[1], self.max_directions, self.width)
         counts, generator = range(most, -1, -1) if k is None else [k], torch.Generator().manual_seed(seed)
         how = (self.loss, counts, self.width, self.steps, generator, progress)
         self.discovery_ = discover(Search(training, validation, *how))
@@ -192,7 +193,8 @@ class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         arrays = {name: p.detach().double().numpy() for name, p in self.network_.named_parameters()}
         arrays |= {"M": self.whitening_.M, "mean": self.whitening_.mean, "directions": self.directions_}
         if self.whitening_.scores is not None:
-            arrays |= {"scores_at": self.whitening_.scores.quantiles_, "scores_of": self.whitening_.scores.references_}
+            arrays |= {"scores_at": self.whitening_.scores.quantiles_ * self.whitening_.unit}
+            arrays |= {"scores_of": self.whitening_.scores.references_}
         return arrays
 
     def check(self, X: NDArray) -> None:
@@ -200,6 +202,8 @@ class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         self._validate_params()
         if self.n_directions is not None and self.n_directions > (d := X.shape[1]):
             raise ValueError(f"{self.n_directions} directions: with {d} columns it can be 0 to {d}, or None to choose")
+        if self.n_directions is not None and self.n_directions > self.width:
+            raise ValueError(f"{self.n_directions} directions take as many neurons at least: the width is {self.width}")
         if self.inputs == "raw" and (size := np.abs(X).max()) > 1e4:
             raise ValueError(f"inputs raw: some are as large as {size:.3g}, and the network wants about 1; whiten them")
 
@@ -220,7 +224,7 @@ class StructureDiscovery(RegressorMixin, _StructureDiscovery):
     Attributes:
         directions_: (k, d) rows β with coordinates β x + const., in the units of X's columns (with scores, of those).
         n_directions_: k.
-        spectrum_: (d,) singular values of W at the chosen λ before it is restricted to k directions: the gap after k.
+        spectrum_: (min(d, width),) singular values of W at the chosen λ, not yet restricted to k: the gap after k.
         lam_: λ that the network on k directions was fitted with.
         discovery_: the path of λ and the fits on 0, 1, … directions, see `discover.Discovery`.
         network_: the fitted `discover.Network`, of whitened inputs.

@@ -235,7 +235,7 @@ def explore(config: "Config") -> bool:
     torch.set_num_threads(1)  # batches are small: more threads wait for each other, long where the machine is busy
     start, scores = time.perf_counter(), {}
     X, y = table.X[rows], table.y[rows]
-    ranks = min(len(table.columns), config.max_directions) + 1 if config.directions is None else 1
+    ranks = min(len(table.columns), config.max_directions, config.neurons) + 1 if config.directions is None else 1
     total = (1 + config.repeats) * (len(LAMS) + ranks + 1) + config.bootstrap + RIVALS
     with tqdm(desc="structure", total=total, unit=" fits", disable=None, leave=False) as bar:
 

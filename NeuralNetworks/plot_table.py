@@ -30,7 +30,7 @@ def answer(model: "Estimator", table: "Table") -> Figure:
     """The answers against the leading direction, with the network's curve; and against two, as colour, if there are.
 
     With more directions than one, the curve is the mean of the network over the rows' other coordinates (partial
-    dependence, Friedman 2001); in the plane, further coordinates are at their mean, 0.
+    dependence, Friedman 2001); in the plane, further coordinates are at their mean.
     """
     t = model.transform(table.X)
     several = t.shape[1] > 1
@@ -46,19 +46,34 @@ def answer(model: "Estimator", table: "Table") -> Figure:
     curve = model.answers_along(points.reshape(-1, t.shape[1])).reshape(len(grid), -1).mean(1)
     name = "the network, mean over the other directions" if several else "the network"
     panels[0].plot(grid, curve, color=BLUE, label=name)
-    panels[0].set(xlabel="leading direction, standard deviations", ylabel=label)
+    unit = "" if model.inputs == "raw" else ", standard deviations"
+    panels[0].set(xlabel=f"leading direction{unit}", ylabel=label)
     panels[0].set(xlim=_range(t[:, 0]), ylim=_range(y))
     if several:
-        _plane(figure, panels[1], model, t[rows], table.y[rows], label)
+        _plane(figure, panels[1], model, t[rows], table.y[rows], _ends(table.y), label)
     legend_below(figure, columns=2)
     return figure
 
 
-def _plane(figure: Figure, axes: Axes, model: "Estimator", t: NDArray, y: NDArray, label: str) -> None:
+def _ends(y: NDArray) -> tuple[float, float]:
+    """Where all but the outermost 4 % lie; all, where nearly all are the same."""
+    low, high = np.quantile(y, [0.02, 0.98])
+    return (low, high) if low < high else (y.min(), y.max())
+
+
+def _plane(
+    figure: Figure,
+    axes: Axes,
+    model: "Estimator",
+    t: NDArray,
+    y: NDArray,
+    ends: tuple[float, float],
+    label: str,
+) -> None:
     sides = [np.linspace(*_range(t[:, i]), 80) for i in (0, 1)]
-    mesh = np.zeros((80 * 80, t.shape[1]))
+    mesh = np.tile(t.mean(0), (80 * 80, 1))
     mesh[:, :2] = np.stack(np.meshgrid(*sides), -1).reshape(-1, 2)
-    values, (low, high) = model.answers_along(mesh).reshape(80, 80), np.quantile(y, [0.02, 0.98])
+    values, (low, high) = model.answers_along(mesh).reshape(80, 80), ends
     color = {"cmap": "viridis", "vmin": low, "vmax": high}
     axes.contourf(*sides, np.clip(values, low, high), levels=np.linspace(low, high, 15), alpha=0.45, **color)
     points = axes.scatter(*t[:, :2].T, c=y, s=9, linewidths=0.2, edgecolors="white", rasterized=True, **color)

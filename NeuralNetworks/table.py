@@ -3,6 +3,7 @@
 Every way in which a table can be unfit raises ValueError with one sentence: what was found, and what to do.
 """
 
+import shlex
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -142,6 +143,10 @@ def _file(path: Path, target: str | None) -> tuple[pd.DataFrame, str]:
 
 def _headed(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     frame.columns = frame.columns.astype(str).str.strip()
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first fields for names of the rows
+        raise ValueError(f"--data {path}: its rows hold more values than the first line has names; name every column")
+    if not frame.columns.is_unique:
+        raise ValueError(f"--data {path}: two columns are called {frame.columns[frame.columns.duplicated()][0]}")
     if pd.to_numeric(frame.columns, errors="coerce").notna().all():
         raise ValueError(f"--data {path}: the first line holds numbers; it must name the columns")
     return frame
@@ -168,7 +173,7 @@ def _check_text(inputs: pd.DataFrame, name: str) -> None:
         values = inputs[text[0]]
         odd = values[pd.to_numeric(values, errors="coerce").isna() & values.notna()]
         example = f", such as {odd.iloc[0]!r} in row {odd.index[0] + 1}" if len(odd) else ""
-        todo = f"leave out by --without {' '.join(text)}, or encode as numbers (categories as 0/1 columns)"
+        todo = f"leave out by --without {shlex.join(text)}, or encode as numbers (categories as 0/1 columns)"
         raise ValueError(f"{_named(text)} of {name}: text{example}; {todo}")
 
 
@@ -204,7 +209,7 @@ def _answers(column: pd.Series, name: str) -> tuple[NDArray, tuple[str, str] | N
 def _correlations(X: NDArray, columns: list[str], name: str) -> NDArray:
     constant = [c for c, x in zip(columns, X.T, strict=True) if x.min() == x.max()]
     if constant:
-        todo = f"leave out by --without {' '.join(constant)}"
+        todo = f"leave out by --without {shlex.join(constant)}"
         raise ValueError(f"{_named(constant)} of {name}: the same value in every row; {todo}")
     Z = (X - X.mean(0)) / X.std(0)
     C = Z.T @ Z / len(Z)
@@ -213,7 +218,7 @@ def _correlations(X: NDArray, columns: list[str], name: str) -> NDArray:
     if len(i):
         a, b = columns[i[0]], columns[j[0]]
         same = "are the same" if np.array_equal(X[:, i[0]], X[:, j[0]]) else "say the same in other units"
-        raise ValueError(f"the columns {a} and {b} of {name} {same}; leave one out by --without {b}")
+        raise ValueError(f"the columns {a} and {b} of {name} {same}; leave one out by --without {shlex.quote(b)}")
     return C
 
 

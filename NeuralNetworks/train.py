@@ -235,12 +235,16 @@ class Training(Descent):
         W, b, params = self.student.W, self.student.b, list(self.params.values())
         b_trained = b.requires_grad
         b.requires_grad_()  # the lemma's bound needs the Hessian in b, trained or not
-        certified, check = (self.rule(finer(self.level, i, i)) for i in (1, 2))
-        gradients = (self.gradient(batch)[1] for batch in (certified, check))
-        error = norm([g - h for g, h in zip(*gradients, strict=True)])
-        f, project = partial(self.objective, certified), partial(perpendicular, U=self.U)
-        lemma = f, params, W, b, self.config.lam, self.config.rho
-        certificate = self.certified(certify, *lemma, project=project, gradient_error=error)
+
+        def measure() -> Certificate:
+            certified, check = (self.rule(finer(self.level, i, i)) for i in (1, 2))
+            gradients = (self.gradient(batch)[1] for batch in (certified, check))
+            error = norm([g - h for g, h in zip(*gradients, strict=True)])
+            f, project = partial(self.objective, certified), partial(perpendicular, U=self.U)
+            lemma = f, params, W, b, self.config.lam, self.config.rho
+            return certify(*lemma, project=project, gradient_error=error)
+
+        certificate = self.certified(measure)
         b.requires_grad_(b_trained)
         if certificate and not isfinite(certificate.gradient_norm):
             raise FloatingPointError(f"the gradient is {certificate.gradient_norm} at step {self.t}")

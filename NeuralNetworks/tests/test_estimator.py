@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from scipy.special import ndtri
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -13,7 +14,7 @@ from sklearn.utils.estimator_checks import check_estimator
 import discover
 import estimator
 from discover import polish
-from estimator import StructureDiscovery, StructureDiscoveryClassifier
+from estimator import StructureDiscovery, StructureDiscoveryClassifier, Whitening
 from main import Config
 
 QUICK = dict(steps=2, max_directions=1, width=5)
@@ -50,6 +51,7 @@ def test_in_a_pipeline_and_cross_validated():
         (dict(steps=0), "'steps'.*Got 0"),
         (dict(width=0), "'width'.*Got 0"),
         (dict(max_directions=0), "'max_directions'.*Got 0"),
+        (dict(n_directions=3, width=2), "3 directions take as many neurons at least: the width is 2"),
     ],
 )
 def test_hyperparameters_out_of_range(options, message):
@@ -73,6 +75,33 @@ def test_classes_must_be_two():
     model = StructureDiscoveryClassifier(**QUICK).fit(X, [0, 2] * 15)
     with pytest.raises(ValueError, match=r"y has 1, which is none of the two classes, \[0, 2\]"):
         model.refit(X, [0, 1, 2] * 10)
+
+
+def test_no_more_directions_are_tried_than_there_are_neurons():
+    X = np.random.default_rng(0).normal(size=(60, 4))
+    fitted = StructureDiscovery(width=2, steps=5, random_state=0).fit(X, X[:, 0])
+    assert [stage.directions for stage in fitted.discovery_.ranks] == [0, 1, 2] and len(fitted.spectrum_) == 2
+
+
+@pytest.mark.parametrize("n", [4, 5])
+def test_the_rows_held_out_must_be_two(n):
+    X, model = np.random.default_rng(0).normal(size=(n, 2)), StructureDiscovery(width=2, steps=1, random_state=0)
+    if n == 5:
+        assert len(model.fit(X, X[:, 0]).discovery_.chosen.losses) == 2
+    else:
+        with pytest.raises(ValueError, match="minimum of 5 is required"):
+            model.fit(X, X[:, 0])
+
+
+def test_the_unit_of_the_columns_does_not_matter_to_their_scores():
+    X = np.random.default_rng(0).normal(size=(50, 3)) ** 3
+    small = Whitening(1e-9 * X, "scores")
+    assert np.allclose(small(1e-9 * X), Whitening(X, "scores")(X))
+    model = StructureDiscovery(1, inputs="scores", steps=5, random_state=0).fit(1e-9 * X, X[:, 0])
+    arrays = model.arrays()
+    quantiles = [np.interp(1e-9 * X[:, j], arrays["scores_at"][:, j], arrays["scores_of"]) for j in range(3)]
+    z = (np.clip(ndtri(np.array(quantiles).T), -5.2, 5.2) - arrays["mean"]) @ arrays["M"].T
+    assert np.allclose(z, model.whitening_(1e-9 * X), atol=1e-3)
 
 
 def test_raw_inputs_must_be_of_a_size_that_the_network_takes():

@@ -10,7 +10,7 @@ import pytest
 from scipy.special import ndtr
 from sklearn.metrics import d2_log_loss_score, r2_score
 
-from estimator import StructureDiscovery
+from estimator import StructureDiscovery, StructureDiscoveryClassifier
 from explore import explore, score
 from main import Config, main
 from run import command_line
@@ -47,6 +47,7 @@ def test_the_files_say_what_was_planted(finished):
     expected = {f"{name}.{kind}" for name in names for kind in ("png", "pdf")}
     assert {x.name for x in folder.iterdir()} == expected | {"directions.csv", "results.json", "weights.npz"}
     assert results["n_directions"] == 1 and results["repeats"][0]["n_directions"] == 1
+    assert results["repeats"][0]["sine"] < 0.2
     directions = pd.read_csv(folder / "directions.csv")
     assert set(directions["column"][:2]) == {"a", "b"}
     assert (directions["standardized"].abs().diff().dropna() <= 0).all()
@@ -75,6 +76,40 @@ def test_scores_are_scikit_learns():
     assert score(y, p, classes=True)["accuracy"] == np.mean((p > 0.5) == y)
     x, z = rng.normal(size=(2, 50))
     assert score(x, z, classes=False)["explained"] == pytest.approx(r2_score(x, z))
+    spread = np.std([np.mean((x - z)[rows] ** 2) for rows in rng.integers(50, size=(4000, 50))]) / x.var()
+    assert score(x, z, classes=False)["error"] == pytest.approx(spread, rel=0.05)  # as the bootstrap has it
+
+
+def planted() -> pd.DataFrame:
+    """Two directions of one weight, so that only the plane is known."""
+    X = np.random.default_rng(0).normal(size=(600, 3))
+    return pd.DataFrame(X + 5, columns=["a", "b", "c"]).assign(y=np.tanh(X[:, 0]) + np.tanh(X[:, 1]))
+
+
+def test_directions_of_a_plane_are_turned_before_their_spread_is_measured(tmp_path, undrawn):
+    planted().to_csv(tmp_path / "t.csv", index=False)
+    how = QUICK | dict(directions=2, bootstrap=6)
+    assert not explore(Config(data=str(tmp_path / "t.csv"), target="y", out=tmp_path / "out", **how))
+    directions = pd.read_csv(tmp_path / "out" / "directions.csv")
+    assert len(directions) == 6 and (directions["standardized_sd"] < 0.1).all()
+
+
+@pytest.mark.parametrize("inputs", ["whiten", "raw"])
+def test_a_plane_is_drawn_at_the_rows_mean_where_nearly_all_answers_are_the_same(
+    tmp_path, monkeypatch, inputs, undrawn
+):
+    t, planes = planted(), []
+    t = t.assign(y=1 * (np.arange(600) % 60 == 0))
+    t.to_csv(tmp_path / "t.csv", index=False)
+    how = QUICK | dict(directions=3, bootstrap=0, adam_steps=5, inputs=inputs)
+    asked = StructureDiscoveryClassifier.answers_along
+    monkeypatch.setattr(
+        StructureDiscoveryClassifier, "answers_along", lambda model, x: planes.append(x) or asked(model, x)
+    )
+    assert not explore(Config(data=str(tmp_path / "t.csv"), target="y", out=tmp_path / "out", **how))
+    assert (tmp_path / "out" / "table_answer.png").exists() and len(planes) == 2
+    third = planes[1][:, 2]
+    assert np.ptp(third) == 0 and (abs(third[0]) < 0.01 if inputs == "whiten" else abs(third[0]) > 1)
 
 
 def test_nothing_is_found_in_noise_and_it_says_so(tmp_path, capsys, undrawn):

@@ -77,6 +77,7 @@ BAD = {
     ),
     "few rows": (lambda t: t.head(9), "9 rows .*at least 20"),
     "no rows": (lambda t: t.head(0), "0 rows|text"),
+    "target twice": (lambda t: t.assign(**{"y ": t["b"]}), "two columns are called y$"),
     "equal columns": (lambda t: t.assign(d=t["b"]), "columns b and d .* are the same; leave one out by --without d"),
     "the same in other units": (lambda t: t.assign(d=3 - 2 * t["b"]), "columns b and d .*in other units"),
     "infinite": (lambda t: t.assign(c=[np.inf] + [1.0] * 19 + [2.0] * 20), "column c .*infinite"),
@@ -87,6 +88,13 @@ BAD = {
     "texts as target": (lambda t: t.assign(y=["r", "g", "b", "w"] * 10), "target y .*4 different texts"),
     "rare class": (lambda t: t.assign(y=[1] * 3 + [0] * 37), "target y .* is 1 in only 3 rows"),
     "target alone": (lambda t: t[["y"]], "no columns besides y"),
+    "text with a blank in its name": (
+        lambda t: t.assign(**{"the c": "x", "d": "u"}),
+        r"--without 'the c' d, or encode",
+    ),
+    "constant with a blank in its name": (lambda t: t.assign(**{"the b": 7.0}), r"--without 'the b'$"),
+    "equal columns with blanks": (lambda t: t.assign(**{"the b": t["b"]}), r"--without 'the b'$"),
+    "names the same but for blanks": (lambda t: t.assign(**{"a ": t["b"]}), "two columns are called a$"),
     "no header": (lambda t: t.set_axis([1, 2, 3, 4], axis=1), "first line holds numbers"),
 }
 
@@ -122,6 +130,10 @@ def test_files_that_are_none(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=message):
             read(tmp_path / name, "y")
+    for rows in ("Mazda RX4,1,2,x\n", "1,2,3,\n"):  # as R writes names of rows, or a comma too many
+        (tmp_path / "longer.csv").write_text("a,b,y\n" + 30 * rows)
+        with pytest.raises(ValueError, match="more values than the first line has names"):
+            read(tmp_path / "longer.csv", "y")
     path = saved(tmp_path, frame())
     with pytest.raises(ValueError, match=r"--target z: there is no such column; .* has columns a, b, c, y"):
         read(path, "z")

@@ -141,6 +141,19 @@ def test_ctrl_c_keeps_what_there_is(ctrl_c):
     assert result.history["risk"][-1] == pytest.approx(float(risk(run_.student, LOSSES["squared"], run_.data).detach()))
 
 
+def test_ctrl_c_in_the_gradients_of_the_finer_rules_keeps_what_there_is(monkeypatch):
+    config = complete(Config(width=10, steps=5))
+    teacher, student, data, rule = build(config, torch.Generator().manual_seed(0))
+    run_ = Training(student, data, teacher.directions, config, torch.Generator().manual_seed(0), rule).run()
+
+    def stop(batch: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_, "gradient", stop)
+    result = run_.result()
+    assert result.interrupted and result.certificate is None and result.steps == 5 and student.b.requires_grad
+
+
 def test_divergence_is_reported_at_its_step():
     with pytest.raises(FloatingPointError, match=r"at step \d+"):
         run(*problem(name="relu3"), lr=1e6)
