@@ -109,7 +109,7 @@ def test_a_plane_is_drawn_at_the_rows_mean_where_nearly_all_answers_are_the_same
     assert not explore(Config(data=str(tmp_path / "t.csv"), target="y", out=tmp_path / "out", **how))
     assert (tmp_path / "out" / "table_answer.png").exists() and len(planes) == 2
     third = planes[1][:, 2]
-    assert np.ptp(third) == 0 and (abs(third[0]) < 0.01 if inputs == "whiten" else abs(third[0]) > 1)
+    assert np.ptp(third) == 0 and (abs(third[0]) < 0.2 if inputs == "whiten" else abs(third[0]) > 1)
 
 
 def test_nothing_is_found_in_noise_and_it_says_so(tmp_path, capsys, undrawn):
