@@ -22,8 +22,8 @@ soak: .venv/installed
 	.venv/bin/python -m pytest -m soak
 
 bench: .venv/installed
-	.venv/bin/python studies/benchmark.py cuts $(GRAPHS) --seconds $(SECONDS)
-	.venv/bin/python studies/benchmark.py steps
+	.venv/bin/python studies/benchmark.py cuts $(GRAPHS) --seconds $(SECONDS) --out bench
+	.venv/bin/python studies/benchmark.py steps --out bench
 
 tables: .venv/installed
 	.venv/bin/python studies/tables.py run $(if $(GRAPHS),--graphs $(GRAPHS))

@@ -52,14 +52,17 @@ def read_folder(folder: Path | None, best_known: Path | None) -> tuple[dict[str,
         return some | {"torus-1024": torus(32, 1), "regular-2000": cubic}, {}
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of graphs")
-    best_known = best_known or folder / "best_known.csv"
+    named, best_known = best_known is not None, best_known or folder / "best_known.csv"
     files = [file for file in folder.iterdir() if file.suffix not in (".csv", ".md") and file.is_file()]
     if not files:
         raise ValueError(f"{folder} holds no graphs")
     known = {}
-    if best_known.exists():
+    if named or best_known.exists():
         with best_known.open(encoding="utf-8", newline="") as file:
-            known = {row["instance"]: float(row["best_known"]) for row in csv.DictReader(file)}
+            rows = csv.DictReader(file)
+            if not {"instance", "best_known"} <= set(rows.fieldnames or ()):
+                raise ValueError(f"{best_known} has no columns instance and best_known")
+            known = {row["instance"]: float(row["best_known"]) for row in rows}
     return {file.stem: read_graph(file) for file in sorted(files, key=lambda f: (len(f.stem), f.stem))}, known
 
 
@@ -154,7 +157,12 @@ def cuts(
         shares = ["–" if cut is None else f"{cut:.10g} ({ratio(cut, reference):.2%})" for cut in numbers]
         kinds = [graph_name, family(graph), graph.n, graph.m, f"{reference:.10g} ({what})", f"{row['expected']:.6g}"]
         body.append(kinds + shares)
-    report(name, header, body, draw_gaps(gaps, max(seconds)), out)
+    at = {(row["graph"], row["seconds"], row["seed"], row["rival"]): row["cut"] for row in rows}
+    pairs = [
+        (at[*run, rival], at[*run, "annealing"]) for *run, rival in at if rival == "ours" and "annealing" in rivals
+    ]
+    findings = dict(pairs=len(pairs), behind=sum(ours < annealing for ours, annealing in pairs))
+    report(name, header, body, draw_gaps(gaps, max(seconds)), out, findings)
 
 
 def steps(edges: tuple[float, ...] = (1e4, 3e4, 1e5, 3e5, 1e6, 5e6), repeats: int = 5, out: Path = FIGURES) -> None:

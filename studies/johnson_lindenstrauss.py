@@ -424,15 +424,7 @@ def draw(panels: dict[str, dict[str, dict]], styles: list[tuple[str, str]], xlab
     return figure
 
 
-STUDIES = dict(
-    dimensions=dimensions,
-    nuclear=nuclear,
-    objectives=objectives,
-    starts=starts,
-    generalization=generalization,
-    neighbours=neighbours,
-    scale=scale,
-)
+STUDIES = {f.__name__: f for f in (dimensions, nuclear, objectives, starts, generalization, neighbours, scale)}
 
 if __name__ == "__main__":
     sys.exit(command_line(STUDIES, __doc__))

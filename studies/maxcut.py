@@ -202,11 +202,8 @@ def graphs(options: Sweep, sizes: tuple[int, ...] = (20, 22, 32, 50, 100, 200, 4
     findings = {"graphs": len(rows), "small": len(small)}
     findings |= {"optimal": sum(row["ours"] == 1 for row in small), "gw_optimal": sum(r["gw_best"] == 1 for r in small)}
     medians["others"] = medians["exchange"] + medians["expectations"]
-    for method in ("ours", "gw_mean", "others"):
-        findings |= {
-            f"{method}_low": min(medians[method], default=nan),
-            f"{method}_high": max(medians[method], default=nan),
-        }
+    for end, of in (("low", min), ("high", max)):
+        findings |= {f"{m}_{end}": of(medians[m], default=nan) for m in ("ours", "gw_mean", "gw_best", "others")}
     report("study_graphs", header, body, draw_graphs(rows, sizes), options.out, findings)
 
 

@@ -239,10 +239,9 @@ def recover(case: Row) -> Row:
 
 def learnt(name: str, settings: dict[tuple, Row], options: Sweep) -> list[list]:
     """A study's lines: a setting's labels and the quartiles of MEASURED over the runs that differ from BASE so."""
-    dear = [change for change in settings.values() if change.get("width", 0) >= DEAR]
     cases = {}  # BASE may be there many times, and is run once
     for change in settings.values():
-        for seed in range(max(1, options.seeds // 3) if change in dear else options.seeds):
+        for seed in range(max(1, options.seeds // 3) if change.get("width", 0) >= DEAR else options.seeds):
             case = BASE | change | dict(seed=seed)
             cases[str(case)] = case
     rows = sweep(learn, list(cases.values()), name, options)

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import networkx as nx
 import numpy as np
@@ -82,7 +83,7 @@ def improvements_of(curves: list[Curve]) -> Curve:
     return best
 
 
-def cuts_of_simulated_bifurcation(graph: Graph, seconds: float, seed: int, agents: int = 128) -> Curve:
+def cuts_of_simulated_bifurcation(graph: Graph, seconds: float, seed: int, agents: int = 128, cores: int = 2) -> Curve:
     """PyPI's simulated-bifurcation, discrete and ballistic in turn; nothing where its dense matrix is too large."""
     if graph.n > DENSE:
         return []
@@ -90,6 +91,7 @@ def cuts_of_simulated_bifurcation(graph: Graph, seconds: float, seed: int, agent
 
     since, W = time.perf_counter(), torch.from_numpy(graph.adjacency.toarray()).float()
     torch.manual_seed(seed)
+    torch.set_num_threads(cores)
 
     def cuts() -> Iterator[float]:
         mode = 0
@@ -106,15 +108,17 @@ def cuts_of_simulated_bifurcation(graph: Graph, seconds: float, seed: int, agent
 
 
 def cuts_of_one_exchange(graph: Graph, seconds: float, seed: int) -> Curve:
-    """networkx's one_exchange from random sides; nothing on more than `SLOW` vertices: its time grows like n³."""
+    """networkx's one_exchange, from random sides; nothing on more than `SLOW` vertices: its time grows like n³."""
     if graph.n > SLOW:
         return []
-    since, plain = time.perf_counter(), nx.from_scipy_sparse_array(graph.adjacency)
-    return improvements(
-        since,
-        seconds,
-        (one_exchange(plain, weight="weight", seed=random.Random(f"{seed} {k}"))[0] for k in range(10**9)),
-    )
+    since, plain, source = time.perf_counter(), nx.from_scipy_sparse_array(graph.adjacency), random.Random(seed)
+
+    def cuts() -> Iterator[float]:
+        while True:
+            start = {v for v in plain if source.random() < 0.5}
+            yield one_exchange(plain, initial_cut=start, weight="weight", seed=source)[0]
+
+    return improvements(since, seconds, cuts())
 
 
 def cuts_of_goemans_williamson(
@@ -135,11 +139,6 @@ def cuts_of_goemans_williamson(
     return improvements(since, seconds, cuts())
 
 
-def cuts_of_two_flips(graph: Graph, seconds: float, seed: int) -> Curve:
-    """Goemans–Williamson's roundings, each improved by flips of one vertex and of two neighbours."""
-    return cuts_of_goemans_williamson(graph, seconds, seed, two_flips)
-
-
 def cuts_of_search(graph: Graph, seconds: float, seed: int, cores: int = 2, random_vectors: bool = False) -> Curve:
     """Ours, as main.py's --seconds, its bound not counted; or from random unit vectors in place of the SDP's."""
     since, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
@@ -150,12 +149,7 @@ def cuts_of_search(graph: Graph, seconds: float, seed: int, cores: int = 2, rand
     found = search(graph, V, descent.round(), config, generator, since, workers=cores)
     if descent.interrupted or found.interrupted:
         raise KeyboardInterrupt
-    return list(zip(found.seconds, found.best, strict=True))
-
-
-def cuts_of_random_vectors(graph: Graph, seconds: float, seed: int) -> Curve:
-    """Ours from random unit vectors in place of the SDP's."""
-    return cuts_of_search(graph, seconds, seed, random_vectors=True)
+    return [(t, cut) for t, cut in zip(found.seconds, found.best, strict=True) if t <= max(seconds, found.seconds[0])]
 
 
 def two_flips(graph: Graph, s: np.ndarray) -> np.ndarray:
@@ -190,7 +184,7 @@ RIVALS: dict[str, Callable[[Graph, float, int], Curve]] = {
     "bifurcation": cuts_of_simulated_bifurcation,
     "one_exchange": cuts_of_one_exchange,
     "GW-1-flips": cuts_of_goemans_williamson,
-    "GW-2-flips": cuts_of_two_flips,
-    "ours-random-V": cuts_of_random_vectors,
+    "GW-2-flips": partial(cuts_of_goemans_williamson, improve=two_flips),
+    "ours-random-V": partial(cuts_of_search, random_vectors=True),
 }
 """by name, all on two cores but one_exchange and GW-…: Goemans–Williamson's roundings and our flips"""

@@ -1,13 +1,6 @@
 """Studies: many independent runs, side by side or on a Slurm cluster, their quartiles, tables and figures.
 
-A study file puts its experiment's folder on the path, before it imports this file or the experiment:
-
-    import sys
-    from pathlib import Path
-
-    sys.path.insert(1, str(Path(__file__).parents[1] / "MAXCUT"))
-    from sweep import Row, Sweep, band, command_line, quartiles, report, sweep, table, whole
-
+A study file puts its experiment's folder on the path, before it imports this file or the experiment.
 What a run computes stands above the line `# --- figures`: a change below it, or in plot.py, runs nothing again.
 """
 
@@ -119,13 +112,11 @@ def _work(run: Callable[[Row], Row], case: Row, file: Path) -> None:
 def fingerprint(run: Callable[[Row], Row]) -> str:
     """Hash of the sources that a run's numbers depend on: the experiment's, and its study's down to `# --- figures`.
 
-    Other methods' count too: peers.py and rivals.py.
+    Other methods' count too, where the study has them: peers.py and rivals.py.
     """
     sources = [file.read_bytes() for file in sorted(EXPERIMENT.glob("*.py")) if file.name != "plot.py"]
+    sources += [Path(sys.modules[x].__file__).read_bytes() for x in ("peers", "rivals") if x in sys.modules]
     study = Path(run.__code__.co_filename)
-    sources += [
-        (study.parent / name).read_bytes() for name in ("peers.py", "rivals.py") if (study.parent / name).exists()
-    ]
     return joblib.hash([*sources, study.read_bytes().split(b"\n# --- figures")[0]])
 
 

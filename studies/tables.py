@@ -87,6 +87,8 @@ def defaults(experiment: str) -> dict[str, object]:
 def command(name: str, result: dict) -> list[str]:
     """The flags with which the run's config differs from the defaults, as the command line takes them."""
     found, known = [], defaults(result["experiment"])
+    if new := known.keys() - result["config"].keys():
+        raise ValueError(f"results/{name}.json: it is older than {min(new)}; run {name} again")
     for field, value in result["config"].items():
         if field not in known:
             raise ValueError(f"results/{name}.json: {field} is no hyperparameter any more; run {name} again")
@@ -122,7 +124,7 @@ def run(names: tuple[str, ...] = (), /, graphs: Path | None = None) -> int:
         if "GRAPHS" in row["flags"] and graphs is None:
             print(f"{row['name']}: left alone, it needs --graphs FOLDER")
             continue
-        flags = shlex.split(row["flags"].replace("GRAPHS", str(graphs)))
+        flags = [flag.replace("GRAPHS", str(graphs)) for flag in shlex.split(row["flags"])]
         with tempfile.TemporaryDirectory() as out:
             program = [sys.executable, ROOT / experiment / "main.py", *flags, "--out", out]
             done = subprocess.run(program, capture_output=True, text=True)
@@ -164,7 +166,7 @@ def table(name: str, folder: Path) -> str:
 
 
 TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
-NUMBER = re.compile(r'\[[^\]\n]*\](\([^()\s]*results/(\w+)\.json "([^"\n]+)"\))')
+NUMBER = re.compile(r'\[[^\]\n]*\](\([^()\s]*results/([\w.-]+)\.json "([^"\n]+)"\))')
 
 
 def written(readme: Path, missing: list[str] | None = None) -> str:
@@ -208,7 +210,8 @@ def differences() -> list[str]:
     """Where a README and the results differ, or a row's flags and the config of its run."""
 
     def plain(flags: list[str]) -> list[str]:
-        return sorted(_argument(float(x)) if re.fullmatch(r"[-+.\de]*\d[-+.\de]*", x) else Path(x).name for x in flags)
+        words = [_argument(float(x)) if re.fullmatch(r"[-+.\de]*\d[-+.\de]*", x) else Path(x).name for x in flags]
+        return sorted(" ".join(words).split("--"))
 
     found = []
     for _, row in rows():

@@ -210,6 +210,6 @@ def test_every_result_is_used():
     spec = tomllib.loads((ROOT / "results" / "tables.toml").read_text(encoding="utf-8"))
     shown = {row["name"] for table in spec.values() for row in table["rows"]}
     prose = "".join(TEXTS.values())
-    shown |= set(re.findall(r"results/(\w+)\.json", prose)) | set(re.findall(r"<!-- table (\w+) -->", prose))
+    shown |= set(re.findall(r"results/([\w.-]+)\.json", prose)) | set(re.findall(r"<!-- table (\w+) -->", prose))
     assert {file.stem for file in (ROOT / "results").glob("*.json")} <= shown
     assert set(spec) <= set(re.findall(r"<!-- table (\w+) -->", prose))

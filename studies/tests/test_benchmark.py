@@ -1,7 +1,10 @@
 """The benchmarks: families, rivals on graphs whose maximum cut is known, and the command line."""
 
+import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import networkx as nx
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 sys.path.insert(1, str(Path(__file__).parents[2] / "MAXCUT"))
 
 import benchmark
+import rivals
 from benchmark import cuts, family, one_descent, read_folder, steps, torus
 from maxcut import planar_graph
 from rivals import RIVALS
@@ -42,6 +46,43 @@ def test_every_rival_is_one(rival):
     assert best[-1] == pytest.approx(exact_maxcut(graph)[0])
 
 
+def test_what_is_found_late_does_not_count_ours_no_more_than_others(monkeypatch):
+    def late() -> Iterator[float]:
+        for cut in (1.0, 3.0, 2.0, 4.0, 5.0):
+            clock[0] += 0.3
+            yield cut
+
+    clock = [0.0]
+    monkeypatch.setattr(rivals, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    curve = rivals.improvements(0.0, 1.25, late())
+    assert [cut for _, cut in curve] == [1, 3, 4] and curve[-1][0] == pytest.approx(1.2)
+    found = SimpleNamespace(seconds=[0.1, 0.9, 1.3], best=[1.0, 2.0, 3.0], interrupted=False)
+    monkeypatch.setattr(rivals, "search", lambda *_, **__: found)
+    graph = random_graph(30, 0.2, 0)
+    assert RIVALS["ours"](graph, 1.0, 0) == [(0.1, 1.0), (0.9, 2.0)]
+    found.seconds = [1.1, 1.2, 1.3]  # the first cut is all that there is
+    assert RIVALS["ours-random-V"](graph, 1.0, 0) == [(1.1, 1.0)]
+
+
+def test_bifurcation_has_both_cores_and_one_exchange_another_start_each_time(monkeypatch):
+    graph, threads, starts = random_graph(30, 0.2, 0), [], []
+
+    def minimize(W: torch.Tensor, **_: object) -> tuple[torch.Tensor, None]:
+        threads.append(torch.get_num_threads())
+        return torch.ones(30), None
+
+    monkeypatch.setattr("simulated_bifurcation.minimize", minimize)
+    before = torch.get_num_threads()
+    RIVALS["bifurcation"](graph, 0.01, 0)
+    torch.set_num_threads(before)
+    assert set(threads) == {2}
+    monkeypatch.setattr(rivals, "one_exchange", lambda plain, initial_cut, **_: starts.append(initial_cut) or (1, None))
+    for _ in range(2):
+        RIVALS["one_exchange"](graph, 0.01, 0)
+        starts.append("again")
+    assert starts[0] == starts[starts.index("again") + 1] != starts[1] and 5 < len(starts[1]) < 25
+
+
 def test_one_descent_before_its_rounding():
     graph, generator = random_graph(22, 0.5, 3), torch.Generator().manual_seed(0)
     expected, cut = one_descent(graph, solve_sdp(graph, generator=generator), generator)
@@ -71,9 +112,21 @@ def test_cuts_of_a_folder(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "cuts", graphs, "--seconds", "0.1", "0.2", *few, "--out", tmp_path / "out") == 0
     rows = {line.split("|")[1].strip(): line for line in capsys.readouterr().out.splitlines() if line.startswith("|")}
     assert "4 (best known)" in rows["square"] and rows["square"].count("4 (100.00%)") == 9
+    found = json.loads((tmp_path / "out" / "benchmark_graphs.json").read_text())
+    assert (found["pairs"], found["behind"]) == (4, 0)
     assert "5 (optimum)" in rows["path"] and rows["path"].count("5 (100.00%)") == 9
     written = {file.name for file in (tmp_path / "out").iterdir() if file.is_file()}
     assert written == {f"benchmark_graphs.{suffix}" for suffix in ("png", "pdf", "md", "json")}
+
+
+def test_pairs_of_runs_in_which_ours_is_behind_are_counted(tmp_path, monkeypatch):
+    cut = {("ours", 0): 3.0, ("ours", 1): 4.0, ("annealing", 0): 4.0, ("annealing", 1): 4.0}
+    for rival in ("ours", "annealing"):
+        monkeypatch.setitem(RIVALS, rival, lambda graph, limit, seed, rival=rival: [(0.1, cut[rival, seed])])
+    monkeypatch.setattr(benchmark, "read_folder", lambda *_: ({"path": random_graph(5, 0.9, 0)}, {"path": 4.0}))
+    cuts(seconds=(1.0, 2.0), rivals=("ours", "annealing"), seeds=2, out=tmp_path)
+    found = json.loads((tmp_path / "benchmark_cuts.json").read_text())
+    assert (found["pairs"], found["behind"]) == (4, 2)
 
 
 @pytest.mark.soak
@@ -107,7 +160,14 @@ def test_steps(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("cuts", "nowhere"), ("cuts", "--seconds", "-1"), ("steps", "--edges", "1"), ("steps", "--repeats", "0")],
+    [
+        ("cuts", "nowhere"),
+        ("cuts", "--seconds", "-1"),
+        ("cuts", Path(__file__).parents[2] / "MAXCUT", "--best-known", "nowhere.csv"),
+        ("cuts", Path(__file__).parents[2] / "MAXCUT", "--best-known", __file__),
+        ("steps", "--edges", "1"),
+        ("steps", "--repeats", "0"),
+    ],
 )
 def test_bad_input_is_refused_in_one_line(monkeypatch, capsys, arguments):
     assert call(monkeypatch, *arguments) == 2

@@ -50,7 +50,7 @@ sure = "{certificate[ok]}"
 said = "{said}"
 
 [[toys.rows]]
-name = "toy_default"
+name = "toy_lr_1e-1.0"
 flags = ""
 known = 82
 said = "at {lr2:.3f}"
@@ -71,7 +71,7 @@ experiment = "Toy"
 columns = { command = "" }
 rows = [{ name = "toy_data", flags = "--data GRAPHS/G1.txt" }]
 """
-README = """Text, [..](../results/toy_default.json "cut/lr:.1f") of it.
+README = """Text, [..](../results/toy_lr_1e-1.0.json "cut/lr:.1f") of it.
 <!-- table toys -->
 | old |
 <!-- end -->
@@ -80,7 +80,7 @@ README = """Text, [..](../results/toy_default.json "cut/lr:.1f") of it.
 <!-- end -->
 Text.
 """
-WRITTEN = """Text, [410.0](../results/toy_default.json "cut/config[lr]:.1f") of it.
+WRITTEN = """Text, [410.0](../results/toy_lr_1e-1.0.json "cut/config[lr]:.1f") of it.
 <!-- table toys -->
 | `python main.py …` | cut | best | sure | of 82 | said |
 | --- | --- | --- | --- | --- | --- |
@@ -119,17 +119,17 @@ def house(tmp_path, monkeypatch) -> Path:
 
 def test_rows_are_run_kept_and_written(house, capsys):
     assert tables.write() == 1 and tables.run(("toy_other",)) == 0 and tables.write() == 1
-    assert "run toy_default" in capsys.readouterr().err
+    assert "run toy_lr_1e-1.0" in capsys.readouterr().err
     text = (house / "Toy" / "README.md").read_text()
     assert "| old |" in text and "a toy" in text and "[..]" in text
-    with pytest.raises(FileNotFoundError, match="run toy_default"):
+    with pytest.raises(FileNotFoundError, match=r"run toy_lr_1e-1\.0"):
         tables.check()
     assert tables.run() == 0
     assert "toy_data: left alone, it needs --graphs" in capsys.readouterr().out
     assert tables.run(graphs=Path("/some/graphs")) == 0
     assert sorted(path.name for path in (house / "results").glob("toy*")) == [
         "toy_data.json",
-        "toy_default.json",
+        "toy_lr_1e-1.0.json",
         "toy_other.json",
     ]
     assert "/" not in (house / "results" / "toy_data.json").read_text()
@@ -154,8 +154,9 @@ def written(house) -> Path:
         ("results/toy_other.json", '"cut": 41', '"cut": 42', "Toy/README.md differs"),
         ("results/toy_other.json", '"lr": 1e-06', '"lr": 1e-05', "toy_other.json: ran with --lr 1e-5"),
         ("results/tables.toml", "--width 5", "--width 6", "tables.toml asks --width 6"),
+        ("results/tables.toml", "--width 5 --lr 1e-6", "--width 1e-6 --lr 5", "tables.toml asks --width 1e-6 --lr 5"),
         ("results/tables.toml", "GRAPHS/G1.txt", "GRAPHS/G2.txt", "tables.toml asks --data GRAPHS/G2.txt"),
-        ("Toy/main.py", "lr: float = 0.1", "lr: float = 0.2", "toy_default.json: ran with --lr 0.1"),
+        ("Toy/main.py", "lr: float = 0.1", "lr: float = 0.2", "toy_lr_1e-1.0.json: ran with --lr 0.1"),
     ],
 )
 def test_whatever_changes_is_told(written, file, old, new, told):
@@ -169,6 +170,13 @@ def test_what_is_no_hyperparameter_any_more_is_told(written):
     main = written / "Toy" / "main.py"
     main.write_text(main.read_text().replace("    toy: bool = True\n", ""))
     with pytest.raises(ValueError, match="toy is no hyperparameter any more"):
+        tables.check()
+
+
+def test_what_is_older_than_a_hyperparameter_is_told(written):
+    main = written / "Toy" / "main.py"
+    main.write_text(main.read_text().replace("    toy: bool = True\n", "    toy: bool = True\n    new: int = 1\n"))
+    with pytest.raises(ValueError, match=r"older than new; run toy_lr_1e-1\.0 again"):
         tables.check()
 
 
