@@ -211,7 +211,7 @@ def differences() -> list[str]:
 
     def plain(flags: list[str]) -> list[str]:
         words = [_argument(float(x)) if re.fullmatch(r"[-+.\de]*\d[-+.\de]*", x) else Path(x).name for x in flags]
-        return sorted(" ".join(words).split("--"))
+        return sorted(map(str.strip, " ".join(words).split("--")))
 
     found = []
     for _, row in rows():
