@@ -159,7 +159,10 @@ class Derandomization(Descent):
     def __init__(self, problem: Problem, config: "Config", generator: torch.Generator) -> None:
         self.problem, self.config, self.pure = problem, config, config.algorithm != "default"
         self.small, self.basis = (row_space if self.pure or config.objective == "sampled" else metric)(problem)
-        self.lengths = self.basis.norm(dim=1)  # by which A changes with each coordinate of M
+        self.lengths = self.basis.norm(
+            dim=1
+        )  # by which A changes with each coordinate of M: ∇f over A itself is longer,
+        self.rho = config.rho * min(1.0, float(self.lengths.min()))  # by no more than that
         self.few = self.small  # those that matter
         self.period = STAGE * max(1 + (problem.N > WHOLE), problem.N // 10**7)  # steps between looks at all
         self.newton: Newton | None = None
@@ -248,9 +251,7 @@ class Derandomization(Descent):
             return
         if self.newton is not None:
             return self.newton_step()
-        # Over A itself ∇f is longer than over M's coordinates, by no more than that.
-        rho = self.config.rho * min(1.0, float(self.lengths.min()))
-        self.pgd.param_groups[0]["rho"] = rho if self.pure or self.tau == self.config.tau else 0
+        self.pgd.param_groups[0]["rho"] = self.rho if self.pure or self.tau == self.config.tau else 0
         self.value = self.pgd.step(self.monotone or self.closure)
 
     @torch.no_grad()
