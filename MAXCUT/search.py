@@ -3,7 +3,7 @@
 A perturbation large enough to leave the basin *reheats* a cut, or what two cuts agree on, and one of the `ways` takes
 the randomness out again. The new cut and the old are united part by part. A bandit gives the time to the ways that
 lately gained most on this graph. A few cuts are kept, and one more where the best has not grown for long, so that none
-is the end of all. All this happens on the graph's `kernel`.
+is the end of all. All this happens on the graph's `kernel`. With little time there is one annealing and no more.
 """
 
 import time
@@ -27,6 +27,9 @@ from ways import GROWING, SHORTEST, TEAMS, WAYS, Ways
 
 if TYPE_CHECKING:
     from main import Config
+
+LITTLE = 4
+"""times what the ways take, all of them once: with less time than that one of them, annealing, has all of it"""
 
 
 @dataclass(frozen=True)
@@ -100,19 +103,25 @@ class Reheating:
         return Batch(way, parents, memory, costs[way], rng)
 
     def task(self, workers: int) -> Callable[[Callable[[], float]], None]:
-        """What each thread does. With no time to try every way: all but the dearest if clusters help, else `anneal`."""
-        if self.descents == inf and sum(map(self.ways.seconds, WAYS)) > workers * self.left():
+        """What each thread does. With little time: all ways but the dearest if clusters help, else `anneal`."""
+        if self.descents == inf and LITTLE * sum(map(self.ways.seconds, WAYS)) > workers * self.left():
             if not self.ways.clusters_help():
                 return self.anneal
             self.menu.remove("population")
         return self.work
 
     def anneal(self, progress: Callable[[], float]) -> None:
-        """Anneal the best cut for all of the time that is left."""
+        """One annealing for all of the time that is left."""
+
+        def left() -> float:
+            with self.lock:
+                progress()
+            return self.left()
+
         with self.lock:
             seed = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
             best = self.found.s[int(np.argmax(self.found.cuts))]
-        cut = self.ways.annealing.by_the_clock(best, np.random.default_rng(int(seed)), self.left)
+        cut = self.ways.by_the_clock(best, np.random.default_rng(int(seed)), left)
         with self.lock:
             self.found.add(cut, None, progress())
             self.checkpoint.keep("search", self.state_dict, finished=True)
@@ -143,7 +152,7 @@ class Reheating:
             if batch is None:
                 return
             start = time.perf_counter()
-            cuts = self.ways(batch.way, batch.memory, batch.seconds, batch.rng, lambda: self.left() <= 0)
+            cuts = self.ways(batch.way, batch.memory, batch.seconds, batch.rng, self.left)
             if cuts is None:
                 return
             with self.lock:

@@ -10,7 +10,7 @@
 
 from array import array
 from collections.abc import Callable
-from math import ceil
+from math import ceil, inf
 
 import numpy as np
 import torch
@@ -30,16 +30,16 @@ LAM, GROWTH = 0.1, 25.0
 """λ at the end of a descent with V, and the factor by which it grows"""
 STEP = 0.5
 """Δ of the bifurcation"""
-WAYS = {"clusters": 200, "annealing": 100, "vectors": 60, "bifurcation": 100, "population": 2000}
+WAYS = {"clusters": 200, "annealing": 100, "vectors": 60, "bifurcation": 100, "population": 3000}
 """ways from a reheated cut, in the order of their first turns, and their steps or sweeps"""
 TEAMS = {"population": (32, 200, 1), "clusters": (16, 1, 3)}
 """cuts that are annealed side by side and end as one, stages of their annealing, and rounds of `together` after it"""
-GROWING = 0.05
+GROWING = 0.3
 """share of the search so far that a team takes where that is more than at first: the longer, the more cuts it has"""
 TEAM_SIDES = 2**22
 """most sides of all cuts of a team, if it is more than it began with"""
 SHORTEST = {"population": 0.2}
-"""share of the steps that is worth it where there is no time for all"""
+"""share of its seconds that is worth it where there is no time for all"""
 FEW = 5
 """cuts that are put together"""
 HOT = {"population": (0.4, 1.0), "clusters": (0.4, 1.0), "annealing": (1.1, 2.5)}
@@ -47,16 +47,18 @@ HOT = {"population": (0.4, 1.0), "clusters": (0.4, 1.0), "annealing": (1.1, 2.5)
 spins freeze; from the first two nothing is remembered but large parts"""
 JOINED, ONCE, POLISHED, COLD = 0.7, 1.2, 2.5, 10.0
 """The same where parts are annealed, where one cut is by the clock, where it polishes, and where it ends."""
-QUICK, SLICES = 25, 50
-"""sweeps with which it is tried whether clusters help, and most parts of an annealing by the clock"""
+QUICK = 25
+"""sweeps with which it is tried whether clusters help, and how long they take"""
+LEAST, JOINING = 8, 0.05
+"""cuts of a team, at least, and share of the time that is left for putting them together"""
 POLISH = 100
 """sweeps after a descent with or without V"""
 BATCH_EDGES, BATCH_SIDES, BATCH_SWEEPS = 20_000, 2**17, 2 * 10**6
 """Small graphs are descended on in batches, up to so many edges (with V), sides (without) and visits to a vertex
 (annealing): the calls take longer than their work on fewer."""
 
-Over = Callable[[], bool]
-"""whether to give up"""
+Left = Callable[[], float]
+"""tells the seconds that are left; none: give up"""
 
 
 class Annealing:
@@ -74,7 +76,14 @@ class Annealing:
         self.end = min(COLD / self.rms, 2 / float(np.abs(w).mean()))
 
     def __call__(
-        self, s: np.ndarray, hot: float, sweeps: int, seed: int, stages: int = 1, over: Over = lambda: False
+        self,
+        s: np.ndarray,
+        hot: float,
+        sweeps: float,
+        seed: int,
+        stages: int = 1,
+        left: Left = lambda: inf,
+        pace: tuple[float, float] = (0.0, 0.0),
     ) -> np.ndarray:
         """Cuts after so many sweeps, from inverse temperature hot/rms on, and three at temperature 0.
 
@@ -84,53 +93,37 @@ class Annealing:
         Args:
             s: (cuts, n) of ±1.
             hot: beside 1/rms row norm of W.
-            sweeps: at least 1.
+            sweeps: at least 1; inf for as many as there is time for.
             seed: of the random numbers.
-            stages: about equally long.
-            over: asked before each stage; the sweeps at temperature 0 are then the only ones that follow.
+            stages: equally far apart.
+            left: asked before each stage, which has its share of the sweeps, or fewer, if its share of the seconds is
+                too short for them. If nothing is left the sweeps at temperature 0 are the only ones that follow.
+            pace: seconds of a stage that are not its sweeps', and of a sweep of one cut: where sweeps is inf.
         """
         s, energy, rng = s.astype(np.int8), np.zeros(len(s)), np.random.default_rng(seed)
-        betas = np.append(np.linspace(min(hot / self.rms, self.end), self.end, sweeps), [1e9 * self.end] * 3)
-        cooled = (self.end - betas[0]) / stages
-        for stage in np.array_split(betas, stages):
-            if late := over():
-                stage = betas[-3:]
-            share = np.exp(cooled * (energy.min() - energy)).cumsum()
+        betas, now = np.linspace(min(hot / self.rms, self.end), self.end, stages + 1), left()
+        most, (call, each) = ceil(sweeps / stages) if sweeps < inf else inf, pace
+        each *= len(s)
+        for stage in range(stages):
+            count = most if now == inf or not each else max(1, int(min(most, (now / (stages - stage) - call) / each)))
+            late = now <= 0
+            schedule = [] if late else np.linspace(betas[stage], betas[stage + 1], count).tolist()
+            schedule += [1e9 * self.end] * 3 * (late or stage == stages - 1)
+            share = np.exp((betas[1] - betas[0]) * (energy.min() - energy)).cumsum()
             s = s[np.searchsorted(share / share[-1], (np.arange(len(s)) + rng.random()) / len(s))]
-            s, energy = simulated_annealing(len(s), *self.edges, 1, stage.tolist(), int(rng.integers(1, 2**31)), s)
+            s, energy = simulated_annealing(len(s), *self.edges, 1, schedule, int(rng.integers(1, 2**31)), s)
             if late:
                 break
+            before, now = now, left()
+            spent = max(before - now, 1e-9) if now < inf else 0.0
+            each = max(spent - call, 0.1 * spent) / count
         return s.astype(np.float64)
-
-    def by_the_clock(self, s: np.ndarray, rng: np.random.Generator, left: Callable[[], float]) -> np.ndarray:
-        """The cut s (n,) annealed for all of the seconds that `left` tells, colder as they go by.
-
-        It begins near where spins freeze, so that much of s is remembered.
-        """
-        hot, s = ONCE / self.rms, s[None].astype(np.int8)
-
-        def anneal(betas: np.ndarray) -> float:
-            nonlocal s
-            before = left()
-            s, _ = simulated_annealing(1, *self.edges, 1, betas.tolist(), int(rng.integers(1, 2**31)), s)
-            return max(before - left(), 1e-9)
-
-        call = anneal(np.array([hot]))  # seconds, mostly of preparing the edges: of a million vertices', three
-        start = left()
-        slices, sweeps = int(np.clip(start / (10 * call), 1, SLICES)), QUICK
-        while (now := left()) > 0:
-            gone = np.clip(1 - now / start + np.array([0, 1 / slices]), 0, 1)
-            spent = anneal(np.linspace(*(hot + gone * (self.end - hot)), sweeps))
-            target = min(start / slices, left() - call)  # less the last call's
-            sweeps = max(1, int(sweeps * (target - call) / max(spent - call, 0.1 * spent)))
-        anneal(np.full(3, 1e9 * self.end))
-        return s[0].astype(np.float64)
 
 
 def bifurcate(
-    W: tuple[Tensor, Tensor, Tensor], x: Tensor, y: Tensor, steps: int, a: float, c: float, discrete: bool, over: Over
+    W: tuple[Tensor, Tensor, Tensor], x: Tensor, y: Tensor, steps: int, a: float, c: float, discrete: bool, left: Left
 ) -> Tensor | None:
-    """Means x ∈ [−1, 1] after so many steps of simulated bifurcation (Goto et al. 2019, 2021); None if it was over.
+    """Means x ∈ [−1, 1] after so many steps of simulated bifurcation (Goto et al. 2019, 2021); None if it was late.
 
     E[cut] = ½ Σ_{i<j} w_ij (1 − x_i x_j) of independent sides with means x has the gradient −½ W x:
     y ← y − Δ ((1 − a) x + c W s(x)), x ← x + Δ y, with a growing to 1; where x meets ±1 it stays, and y is 0.
@@ -142,20 +135,20 @@ def bifurcate(
         a: at the start; the term (1 − a) x² rewards variance.
         c: weight of the field.
         discrete: s(x) = sign x instead of x.
-        over: whether to give up.
+        left: see `Left`.
     """
     for a_t in torch.linspace(a, 1, steps).tolist():
         y.sub_(weighted_sums(*W, x.sign() if discrete else x), alpha=STEP * c).sub_(x, alpha=STEP * (1 - a_t))
         x.add_(y, alpha=STEP)
         y[x.abs() > 1] = 0
         x.clamp_(-1, 1)
-        if over():
+        if left() <= 0:
             return None
     return x
 
 
-def descend(problem: Rounding, V: Tensor, mu: Tensor, steps: int, over: Over) -> tuple[Tensor, Tensor] | None:
-    """V and μ after so many steps of PGD in which λ grows by `GROWTH`; None if it was over before."""
+def descend(problem: Rounding, V: Tensor, mu: Tensor, steps: int, left: Left) -> tuple[Tensor, Tensor] | None:
+    """V and μ after so many steps of PGD in which λ grows by `GROWTH`; None if it was late."""
     lam = LAM
 
     def closure() -> Tensor:
@@ -166,7 +159,7 @@ def descend(problem: Rounding, V: Tensor, mu: Tensor, steps: int, over: Over) ->
     for step in range(steps):
         lam = LAM * GROWTH ** (min(1, step / (0.9 * steps)) - 1)
         pgd.step(closure)
-        if over():
+        if left() <= 0:
             return None
     return V, mu
 
@@ -215,20 +208,20 @@ class Ways:
         return self.seconds(way) * max(1.0, TEAM_SIDES / (TEAMS[way][0] * self.graph.n))
 
     def __call__(
-        self, way: str, memory: np.ndarray, seconds: float, rng: np.random.Generator, over: Over
+        self, way: str, memory: np.ndarray, seconds: float, rng: np.random.Generator, left: Left
     ) -> np.ndarray | None:
-        """Cuts (batch, n) of ±1 from remembered sides (batch, n) in [−1, 1]; None if it was over before.
+        """Cuts (batch, n) of ±1 from remembered sides (batch, n) in [−1, 1]; None if it was late.
 
-        A team has as many cuts as there are planned seconds for, or as many sweeps, if not all of them.
+        A team has as many cuts as there are planned seconds for, and if these are too few fewer sweeps.
         """
         if way in HOT:
-            return self._annealed(way, memory, seconds / self.seconds(way), rng, over)
+            return self._annealed(way, memory, seconds / self.seconds(way), rng, left)
         c, kappa = (rng.uniform(*limits, size=(len(memory), 1)) for limits in (MEMORY, KICK))
         kick = kappa * rng.standard_normal(memory.shape)
         if way == "vectors":
-            means = self._with_vectors(c * memory + kick, rng, over)
+            means = self._with_vectors(c * memory + kick, rng, left)
         else:
-            means = self._without_vectors(np.clip(4 * c * memory + kick, -1, 1), rng, over)
+            means = self._without_vectors(np.clip(4 * c * memory + kick, -1, 1), rng, left)
         if means is None:
             return None
         return self.annealing(np.where(means.cpu().numpy() < 0, -1, 1), POLISHED, POLISH, int(rng.integers(2**31)))
@@ -239,37 +232,64 @@ class Ways:
         one, few = self.annealing(s[:1], JOINED, FEW * QUICK, 0)[0], self.annealing(s, JOINED, QUICK, 0)
         return value(self.graph, together(self.graph, few, QUICK, 0)) > value(self.graph, one)
 
-    def _annealed(self, way: str, memory: np.ndarray, share: float, rng: np.random.Generator, over: Over) -> np.ndarray:
-        copies, stages, rounds = TEAMS.get(way, (1, 1, 0))
-        copies = round(copies * max(share, 1.0))
-        sweeps, stages = (ceil(x * min(share, 1.0)) for x in (WAYS[way], stages))
+    def by_the_clock(self, s: np.ndarray, rng: np.random.Generator, left: Left) -> np.ndarray:
+        """The cut s (n,) annealed for all of the seconds that are left, from where much of it is remembered; where
+        there is time for more cuts than one, a population, from nothing.
+        """
+
+        def took(sweeps: int) -> float:
+            start = left()
+            self.annealing(s[None], JOINED, sweeps, 0)
+            return max(start - left(), 1e-9)
+
+        call, several = took(1), took(QUICK)  # mostly of preparing the edges: of a million vertices', three seconds
+        sweep = max(several - call, 0.1 * call) / QUICK
+        _, stages, rounds = TEAMS["population"]
+        copies = int(np.clip(left() / (WAYS["population"] * sweep), 1, max(1, TEAM_SIDES // self.graph.n)))
+        how = int(rng.integers(2**31)), int(np.clip(left() / (10 * call), 1, stages))
+        if copies == 1:
+            return self.annealing(s[None], ONCE, inf, *how, left, (call, sweep))[0]
+        s, hot, last = rng.choice([-1, 1], (copies, self.graph.n)), rng.uniform(*HOT["population"]), JOINING * left()
+        s = self.annealing(s, hot, inf, *how, lambda: left() - last, (call, sweep))
+        return self._joined(s, rounds, rng, left)
+
+    def _annealed(self, way: str, memory: np.ndarray, share: float, rng: np.random.Generator, left: Left) -> np.ndarray:
+        team, stages, rounds = TEAMS.get(way, (1, 1, 0))
+        copies = max(min(team, LEAST), round(team * share))
+        shorter = min(1.0, team * share / copies)
+        sweeps, stages = (ceil(x * shorter) for x in (WAYS[way], stages))
         memory = memory.repeat(copies, axis=0)
         s, hot = np.where(rng.random(memory.shape) < (1 + memory) / 2, 1, -1), rng.uniform(*HOT[way])
         if copies == 1:
             return self.annealing(s, hot, sweeps, int(rng.integers(2**31)))
-        parts = [s] if stages > 1 else np.array_split(s, ceil(copies / TEAMS[way][0]))  # between them it may be over
-        s = np.concatenate([self.annealing(x, hot, sweeps, int(rng.integers(2**31)), stages, over) for x in parts])
+        parts = [s] if stages > 1 else np.array_split(s, ceil(copies / team))  # between them it may be over
+        last = JOINING * share * self.seconds(way)
+        s = [self.annealing(x, hot, sweeps, int(rng.integers(2**31)), stages, lambda: left() - last) for x in parts]
+        return self._joined(np.concatenate(s), rounds, rng, left)[None]
+
+    def _joined(self, s: np.ndarray, rounds: int, rng: np.random.Generator, left: Left) -> np.ndarray:
+        """The best of the cuts s (copies, n) after so many rounds in which a few of them are put `together`, each."""
         for _ in range(rounds):
             s = s[np.argsort([-value(self.graph, x) for x in s])]
-            few = [np.sort(rng.choice(copies, FEW, replace=False)) for _ in s]
-            chosen, sweeps = zip(few, rng.integers(2**31, size=copies).tolist(), strict=True), WAYS["clusters"]
-            s = np.array([s[x[0]] if over() else together(self.graph, s[x], sweeps, seed) for x, seed in chosen])
-        return max(s, key=lambda x: value(self.graph, x))[None]
+            few = [np.sort(rng.choice(len(s), min(FEW, len(s)), replace=False)) for _ in s]
+            chosen, sweeps = zip(few, rng.integers(2**31, size=len(s)).tolist(), strict=True), WAYS["clusters"]
+            s = np.array([s[x[0]] if left() <= 0 else together(self.graph, s[x], sweeps, r) for x, r in chosen])
+        return max(s, key=lambda x: value(self.graph, x))
 
-    def _with_vectors(self, mu: np.ndarray, rng: np.random.Generator, over: Over) -> Tensor | None:
+    def _with_vectors(self, mu: np.ndarray, rng: np.random.Generator, left: Left) -> Tensor | None:
         k, count = self.V.shape[1], len(mu)
         mu = np.resize(mu, (self.copies, self.graph.n))  # so many the problem has; fewer are asked for at the end
         rotations = [np.linalg.qr(rng.standard_normal((k, k)))[0] for _ in mu]
         V = torch.cat([self.V @ torch.from_numpy(Q).to(self.V) for Q in rotations])
         root_d = self.problem.root_d.to(V)
         start = V * root_d[:, None], torch.from_numpy(mu).to(V).view(-1) * root_d
-        end = descend(self.problem, *start, WAYS["vectors"], over)
+        end = descend(self.problem, *start, WAYS["vectors"], left)
         return end and self.problem.means(*end).view(len(mu), -1)[:count]
 
-    def _without_vectors(self, x: np.ndarray, rng: np.random.Generator, over: Over) -> Tensor | None:
+    def _without_vectors(self, x: np.ndarray, rng: np.random.Generator, left: Left) -> Tensor | None:
         y = 0.1 * rng.standard_normal(x.shape)
         x, y = (torch.from_numpy(z.T).to(self.V).contiguous() for z in (x, y))
-        x = bifurcate(self.W, x, y, WAYS["bifurcation"], 0.5, STEP, bool(rng.random() < 0.5), over)
+        x = bifurcate(self.W, x, y, WAYS["bifurcation"], 0.5, STEP, bool(rng.random() < 0.5), left)
         return x if x is None else x.T
 
 

@@ -4,6 +4,7 @@ The target doesn't depend on x, so w should vanish. With b frozen at 0 it can't 
 does at the smallest λ. Exact throughout: the risk is 1 − 2 M₃ + M₆, M_k moments of a normal distribution cut off at 0.
 """
 
+from collections.abc import Callable
 from math import pi, sqrt
 
 import numpy as np
@@ -38,6 +39,12 @@ def objective(w: Tensor, b: Tensor, lam: Tensor) -> Tensor:
     return 1 - 2 * M[3] + M[6] + lam * w.square()
 
 
+def gradient(w: Tensor, b: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
+    """∂f/∂w and ∂f/∂b, elementwise: ∂M_j/∂b = j M_{j−1}, and by Stein's lemma ∂M_j/∂w = j (j − 1) w M_{j−2}."""
+    M = moments(w, b, 5)
+    return (30 * M[4] - 12 * M[1] + 2 * lam) * w, 6 * (M[5] - M[2])
+
+
 def global_minimizer(lam: float, frozen: bool) -> float:
     """|w*| at the global minimum of f, with b frozen at 0 or trained.
 
@@ -58,14 +65,12 @@ def descend(lams: np.ndarray, frozen: bool, seed: int = 0, steps: int = 20_000) 
     All runs are one: the sum of their objectives is separable, and its SOSPs are theirs.
     """
     lam = torch.from_numpy(lams).expand(2, -1)
-    w = torch.tensor([[0.05], [0.5]], dtype=torch.float64).expand_as(lam).clone().requires_grad_()
-    b = (0 * w if frozen else w).detach().clone().requires_grad_(not frozen)
+    w = torch.tensor([[0.05], [0.5]], dtype=torch.float64).expand_as(lam).clone()
+    b = 0 * w if frozen else w.clone()
 
-    def closure() -> Tensor:
-        w.grad = b.grad = None
-        f = objective(w, b, lam).sum()
-        f.backward()
-        return f.detach()
+    def closure() -> Callable[[], Tensor]:
+        w.grad, b.grad = gradient(w, b, lam)
+        return lambda: objective(w, b, lam).sum()
 
     generator = torch.Generator().manual_seed(seed)
     pgd = PGD([w] if frozen else [w, b], lr=0.02, rho=1e-6, radius=1e-3, momentum=0.5, generator=generator)
@@ -73,6 +78,5 @@ def descend(lams: np.ndarray, frozen: bool, seed: int = 0, steps: int = 20_000) 
         pgd.step(closure)
         if pgd.converged:
             break
-    with torch.no_grad():
-        best = objective(w, b, lam).argmin(0, keepdim=True)
-        return w.abs().gather(0, best)[0].numpy()
+    best = objective(w, b, lam).argmin(0, keepdim=True)
+    return w.abs().gather(0, best)[0].numpy()

@@ -129,7 +129,7 @@ def test_the_longer_the_search_the_more_of_its_time_a_team_takes_but_no_more_tha
     found.choose = lambda costs, rng: way
     first = ways.seconds(way)
     most = {"population": 2**22 / (32 * 300), "clusters": 2**22 / (16 * 300)}.get(way, 1) * first
-    for found.total, left, team in ((0.0, 1e4, first), (1e3, 1e4, 50.0), (1e3, 10.0, 9.0), (1e6, 1e6, most)):
+    for found.total, left, team in ((0.0, 1e4, first), (1e3, 1e4, 300.0), (1e3, 10.0, 9.0), (1e6, 1e6, most)):
         reheating = Reheating(ways, found, Config(), torch.Generator(), lambda left=left: left, Checkpoint())
         assert reheating.plan().seconds == pytest.approx(team if way in TEAMS else first)
 
@@ -194,12 +194,12 @@ def test_ctrl_c_keeps_the_best_and_a_resumed_search_makes_the_same_descents(tmp_
 def test_a_search_ends_in_time_gives_up_what_is_late_and_learns_how_slow_the_machine_is(slow, monkeypatch):
     graph, clock, planned, seen = random_graph(60, 0.2, 1), SimpleNamespace(now=0.0), [], []
 
-    def descend(ways, way, memory, seconds, rng, over) -> np.ndarray | None:
+    def descend(ways, way, memory, seconds, rng, left) -> np.ndarray | None:
         planned.append(seconds)
         clock.now += slow * seconds
         while len(planned) == 8:  # it would never end
             clock.now += 0.01
-            if over():
+            if left() <= 0:
                 return None
         return memory
 

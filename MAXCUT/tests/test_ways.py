@@ -1,5 +1,7 @@
 """Ways to a cut: annealing, bifurcation, and the descent with V, each from remembered sides."""
 
+from math import inf
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ from utilities import cut_values, exact_maxcut, make_graph, random_graph
 from ways import ONCE, WAYS, Annealing, Ways, bifurcate, together
 
 
-def never() -> bool:
-    return False
+def endless() -> float:
+    return inf
 
 
 def gaussian(n: int, p: float, seed: int):
@@ -38,7 +40,7 @@ def test_each_way_reaches_the_exact_optimum_of_a_small_graph(way):
     batch, best = made.batch(way), 0.0
     for seed in range(10):
         memory = np.random.default_rng(seed).choice([-1.0, 1.0], size=(batch, 18))
-        cuts = made(way, memory if seed % 2 else 0 * memory, made.seconds(way), np.random.default_rng(seed), never)
+        cuts = made(way, memory if seed % 2 else 0 * memory, made.seconds(way), np.random.default_rng(seed), endless)
         assert cuts.shape == (batch, 18) and set(np.unique(cuts)) <= {-1.0, 1.0}
         best = max(best, *(value(graph, s) for s in cuts))
     assert best == pytest.approx(optimum)
@@ -51,25 +53,25 @@ def test_bifurcation_follows_the_gradient_of_the_expected_cut():
     m = x.double().requires_grad_()
     cut = sum(w / 2 * (1 - m[i] * m[j]) for i, j, w in zip(graph.i, graph.j, graph.w, strict=True)).sum()
     (gradient,) = torch.autograd.grad(cut, m)
-    moved = bifurcate(parts(graph), x.clone(), torch.zeros_like(x), 1, 1.0, c, False, never)
+    moved = bifurcate(parts(graph), x.clone(), torch.zeros_like(x), 1, 1.0, c, False, endless)
     assert torch.allclose((moved - x).double(), module.STEP**2 * 2 * c * gradient, atol=1e-6)
     signs = x.sign().double().requires_grad_()
     cut = sum(w / 2 * (1 - signs[i] * signs[j]) for i, j, w in zip(graph.i, graph.j, graph.w, strict=True)).sum()
     (gradient,) = torch.autograd.grad(cut, signs)
-    moved = bifurcate(parts(graph), x.clone(), torch.zeros_like(x), 1, 1.0, c, True, never)
+    moved = bifurcate(parts(graph), x.clone(), torch.zeros_like(x), 1, 1.0, c, True, endless)
     assert torch.allclose((moved - x).double(), module.STEP**2 * 2 * c * gradient, atol=1e-6)
 
 
 def test_walls_absorb_and_what_is_over_stops():
     graph = gaussian(30, 0.3, 1)
     x, y = torch.zeros(30, 2), torch.full((30, 2), 10.0)
-    end = bifurcate(parts(graph), x, y, 1, 1.0, 0.0, False, never)
+    end = bifurcate(parts(graph), x, y, 1, 1.0, 0.0, False, endless)
     assert (end == 1).all() and (y == 0).all()
-    assert bifurcate(parts(graph), x, y, 5, 0.0, 0.5, False, lambda: True) is None
+    assert bifurcate(parts(graph), x, y, 5, 0.0, 0.5, False, lambda: 0.0) is None
     made = ways_on(graph)
     for way in ("vectors", "bifurcation"):
         memory = np.ones((made.batch(way), 30))
-        assert made(way, memory, 1.0, np.random.default_rng(0), lambda: True) is None
+        assert made(way, memory, 1.0, np.random.default_rng(0), lambda: 0.0) is None
 
 
 def test_annealed_cuts_are_as_good_as_the_library_says_and_the_seed_decides():
@@ -94,18 +96,43 @@ def test_annealed_cuts_are_as_good_as_the_library_says_and_the_seed_decides():
             assert value(graph, other) <= value(graph, s) + 1e-9
 
 
-def test_of_a_population_a_share_of_the_sweeps_is_made(monkeypatch):
+def test_a_population_has_fewer_cuts_where_time_is_short_and_then_fewer_sweeps(monkeypatch):
     made, seen = ways_on(gaussian(20, 0.3, 1)), []
     monkeypatch.setattr(module, "simulated_annealing", lambda *_: seen.append(_[6]) or (_[-1], np.zeros(len(_[-1]))))
     monkeypatch.setattr(module, "together", lambda graph, cuts, sweeps, seed: cuts[0])
-    whole = made.seconds("population")
-    for share, stages, sweeps in ((1.0, 200, 2003), (0.25, 50, 503)):
-        made("population", np.zeros((1, 20)), share * whole, np.random.default_rng(0), never)
-        assert len(seen) == stages and sum(map(len, seen)) == sweeps  # three are at temperature 0
+    whole, joined = made.seconds("population"), made._joined
+    monkeypatch.setattr(made, "_joined", lambda s, *rest: cuts.append(len(s)) or joined(s, *rest))
+    for share, copies, stages, sweeps in ((1.0, 32, 200, 3003), (0.5, 16, 200, 3003), (0.1, 8, 80, 1203)):
+        cuts = []
+        made("population", np.zeros((1, 20)), share * whole, np.random.default_rng(0), endless)
+        assert cuts == [copies] and len(seen) == stages and sum(map(len, seen)) == sweeps  # three are at temperature 0
         assert seen[0][0] >= 0.4 / made.annealing.rms and seen[-1][-4] == made.annealing.end
         seen.clear()
-    made("population", np.zeros((1, 20)), whole, np.random.default_rng(0), lambda: len(seen) == 5)
+    left = lambda: 0.0 if len(seen) == 5 else 1e9  # noqa: E731
+    made("population", np.zeros((1, 20)), whole, np.random.default_rng(0), left)
     assert len(seen) == 6 and seen[5] == 3 * [1e9 * made.annealing.end]  # what there is, frozen
+
+
+@pytest.mark.parametrize("speed", [0.5, 1.0, 4.0])
+def test_an_annealing_in_stages_keeps_to_its_time_by_making_fewer_sweeps_and_never_more(monkeypatch, speed):
+    anneal, left, sweeps, betas = module.simulated_annealing, [1.0], [], []
+
+    def timed(cuts: int, h: object, i: object, j: object, w: object, per_beta: int, cold: list, *rest: object):
+        left[0] -= 0.001 + len(cold) / (1000 * speed)  # planned are 1000 in one second
+        sweeps.append(len(cold))
+        betas.extend(cold)
+        return anneal(cuts, h, i, j, w, per_beta, cold, *rest)
+
+    monkeypatch.setattr(module, "simulated_annealing", timed)
+    annealing = Annealing(grid(10))
+    annealing(sides(100)[None].repeat(3, axis=0), 0.5, 1000, 0, 50, lambda: left[0])
+    made = sum(sweeps) - 3
+    assert len(sweeps) == 50 and max(sweeps) <= 23 and betas[0] == 0.5 / annealing.rms and betas[-4] == annealing.end
+    assert (
+        made == 1000
+        if speed == 4
+        else left[0] == pytest.approx(0, abs=0.03) and made == pytest.approx(1000 * speed * 0.95, rel=0.05)
+    )
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-3, 1e200])
@@ -125,7 +152,7 @@ def test_copies_are_descended_on_side_by_side(monkeypatch):
     three = ways_on(graph)
     assert (alone.copies, three.copies) == (1, 3)
     memory = np.random.default_rng(0).choice([-1.0, 1.0], size=(3, 40))
-    cuts = three("vectors", memory, 1.0, np.random.default_rng(0), never)
+    cuts = three("vectors", memory, 1.0, np.random.default_rng(0), endless)
     assert len(cuts) == 3
     best = value(graph, Annealing(graph)(memory[:1], 0.4, 1000, 1)[0])
     assert all(float(cut_values(graph, torch.from_numpy(s))) > 0.8 * best for s in cuts)
@@ -168,7 +195,7 @@ def test_of_a_team_the_best_cut_is_kept(monkeypatch):
     monkeypatch.setitem(module.TEAMS, "clusters", (16, 1, 1))
     monkeypatch.setitem(module.WAYS, "clusters", 1)
     monkeypatch.setattr(module, "together", lambda graph, cuts, sweeps, seed: seen.append(cuts) or cuts[-1])
-    (s,) = made("clusters", np.zeros((1, 60)), made.seconds("clusters"), np.random.default_rng(0), never)
+    (s,) = made("clusters", np.zeros((1, 60)), made.seconds("clusters"), np.random.default_rng(0), endless)
     assert value(graph, s) == max(value(graph, few[-1]) for few in seen) and len(seen) == 16
     for few in seen:  # the best is first, and it is what the others are united with
         assert len(np.unique(few, axis=0)) == 5 and value(graph, few[0]) == max(value(graph, x) for x in few)
@@ -179,14 +206,14 @@ def test_a_team_has_as_many_cuts_as_there_are_seconds_for_and_its_rounds_end_in_
     made, annealed, joined = ways_on(gaussian(20, 0.3, 1)), [], []
     monkeypatch.setattr(Annealing, "__call__", lambda self, s, *_: annealed.append(_[1]) or s.astype(float))
     monkeypatch.setattr(module, "together", lambda graph, cuts, sweeps, seed: joined.append(sweeps) or cuts[0])
-    copies, sweeps = module.TEAMS[way][0], module.WAYS[way]
-    for share in (0.5, 1.0, 3.25):
-        seconds = share * made.seconds(way)
-        made(way, np.zeros((1, 20)), seconds, np.random.default_rng(0), lambda: len(joined) == 7)
-        assert annealed.pop() == np.ceil(sweeps * min(share, 1)) and len(joined) == 7
+    team, sweeps = module.TEAMS[way][0], module.WAYS[way]
+    for share in (0.1, 0.5, 1.0, 3.25):
+        seconds, copies = share * made.seconds(way), max(8, round(team * share))
+        made(way, np.zeros((1, 20)), seconds, np.random.default_rng(0), lambda: 0.0 if len(joined) == 7 else inf)
+        assert annealed.pop() == np.ceil(sweeps * min(team * share / copies, 1)) and len(joined) == 7
         joined.clear()
-        made(way, np.zeros((1, 20)), seconds, np.random.default_rng(0), never)
-        assert joined == rounds * round(copies * max(share, 1)) * [200]
+        made(way, np.zeros((1, 20)), seconds, np.random.default_rng(0), endless)
+        assert joined == rounds * copies * [200]
         annealed.clear(), joined.clear()
 
 
@@ -227,11 +254,12 @@ def test_an_annealing_by_the_clock_uses_its_time_and_ends_cold(monkeypatch, spee
         return anneal(cuts, h, i, j, w, per_beta, cold, *rest)
 
     monkeypatch.setattr(module, "simulated_annealing", timed)
-    s = Annealing(graph).by_the_clock(sides(400), np.random.default_rng(0), lambda: left[0])
-    assert (begun[0] == sides(400)).all() and betas[0] == pytest.approx(ONCE / Annealing(graph).rms)
-    assert -0.1 < left[0] <= 0 and 0.9 < len(betas) / (1000 * (1 + speed)) < 1.1
-    assert betas[0] < 0.2 * betas[-4] and betas[-4] == pytest.approx(Annealing(graph).end, rel=0.05)
-    assert (np.diff(betas) >= -0.03 * betas[-4]).all()  # colder and colder, but for what a slice is off
+    s = ways_on(graph).by_the_clock(sides(400), np.random.default_rng(0), lambda: left[0])
+    assert abs(left[0]) < 0.02 and 0.9 < len(betas) / (1000 * (1 + speed)) < 1.1
+    del betas[:32]  # 1 and 25 sweeps to see how long they take, and three at temperature 0 after each
+    assert (begun[2] == sides(400)).all() and betas[0] == pytest.approx(ONCE / Annealing(graph).rms)
+    assert betas[0] < 0.2 * betas[-4] and betas[-4] == pytest.approx(Annealing(graph).end)
+    assert (np.diff(betas) >= 0).all()  # colder and colder
     assert (s * (graph.adjacency @ s)).max() <= 0  # no flip gains: it is frozen
     assert value(graph, s) >= 0.97 * max(value(graph, x) for x in Annealing(graph)(np.ones((20, 400)), 0.4, 2000, 0))
 
@@ -246,5 +274,28 @@ def test_where_a_call_is_dear_an_annealing_by_the_clock_makes_few(monkeypatch, c
         return anneal(cuts, h, i, j, w, per_beta, cold, *rest)
 
     monkeypatch.setattr(module, "simulated_annealing", timed)
-    Annealing(grid(20)).by_the_clock(sides(400), np.random.default_rng(0), lambda: left[0])
-    assert -2 * call - 1e-3 <= left[0] <= 0 and sum(sweeps) > 5000 * share, (left, sweeps)
+    ways_on(grid(20)).by_the_clock(sides(400), np.random.default_rng(0), lambda: left[0])
+    assert abs(left[0]) <= 2 * call + 1e-3 and sum(sweeps) > 5000 * share, (left, sweeps)
+
+
+def test_by_the_clock_there_are_as_many_cuts_as_there_is_time_for(monkeypatch):
+    """At 50,000 sweeps a second two seconds are 3000 each for 33 cuts, none of which remembers anything."""
+    anneal, left, begun = module.simulated_annealing, [2.0], []
+
+    def timed(cuts: int, h: object, i: object, j: object, w: object, per_beta: int, cold: list, *rest: object):
+        left[0] -= cuts * len(cold) / 50_000
+        begun.append((cold[0], rest[1].copy()))
+        return anneal(cuts, h, i, j, w, per_beta, cold, *rest)
+
+    monkeypatch.setattr(module, "simulated_annealing", timed)
+    made = ways_on(grid(10))
+    s = made.by_the_clock(sides(100), np.random.default_rng(0), lambda: left[0])
+    beta, cuts = begun[2]
+    assert 30 <= len(cuts) <= 33 and abs(cuts.mean()) < 0.1 and abs((cuts @ sides(100)).mean()) < 5
+    assert 0.4 <= beta * made.annealing.rms <= 1.0 and 0 < left[0] < 0.15  # what is left is for putting them together
+    assert value(made.graph, s) >= max(value(made.graph, x) for x in begun[-1][1])
+    monkeypatch.setattr(module, "TEAM_SIDES", 500)
+    left[0] = 2.0
+    begun.clear()
+    made.by_the_clock(sides(100), np.random.default_rng(0), lambda: left[0])
+    assert len(begun[2][1]) == 5

@@ -31,6 +31,7 @@ def test_derivatives_and_the_stein_identity():
     g_w, g_b = torch.autograd.grad(toy.objective(w, b, lam).sum(), (w, b), create_graph=True)
     (H,) = torch.autograd.grad(g_b.sum(), b)
     assert torch.allclose(g_w, (H + 2 * lam) * w, atol=1e-10)
+    assert torch.allclose(torch.stack(toy.gradient(w, b, lam)), torch.stack([g_w, g_b]), rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("lam", [1e-6, 1e-2, 0.3, 0.44, 0.5, 10.0])
