@@ -159,10 +159,9 @@ class Derandomization(Descent):
     def __init__(self, problem: Problem, config: "Config", generator: torch.Generator) -> None:
         self.problem, self.config, self.pure = problem, config, config.algorithm != "default"
         self.small, self.basis = (row_space if self.pure or config.objective == "sampled" else metric)(problem)
-        self.lengths = self.basis.norm(
-            dim=1
-        )  # by which A changes with each coordinate of M: ∇f over A itself is longer,
-        self.rho = config.rho * min(1.0, float(self.lengths.min()))  # by no more than that
+        # A changes with each coordinate of M by so much; ∇f over A itself is longer by at most the least one's inverse.
+        self.lengths = self.basis.norm(dim=1)
+        self.rho = config.rho * min(1.0, float(self.lengths.min()))
         self.few = self.small  # those that matter
         self.period = STAGE * max(1 + (problem.N > WHOLE), problem.N // 10**7)  # steps between looks at all
         self.newton: Newton | None = None
