@@ -243,7 +243,7 @@ class Ways:
             return max(start - left(), 1e-9)
 
         call, several = took(1), took(QUICK)  # mostly of preparing the edges: of a million vertices', three seconds
-        sweep = max(several - call, 0.1 * call) / QUICK
+        sweep = max(several - call, 0.1 * call) / (QUICK - 1)
         _, stages, rounds = TEAMS["population"]
         copies = int(np.clip(left() / (WAYS["population"] * sweep), 1, max(1, TEAM_SIDES // self.graph.n)))
         how = int(rng.integers(2**31)), int(np.clip(left() / (10 * call), 1, stages))

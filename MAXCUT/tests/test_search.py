@@ -129,7 +129,7 @@ def test_the_longer_the_search_the_more_of_its_time_a_team_takes_but_no_more_tha
     found.choose = lambda costs, rng: way
     first = ways.seconds(way)
     most = {"population": 2**22 / (32 * 300), "clusters": 2**22 / (16 * 300)}.get(way, 1) * first
-    for found.total, left, team in ((0.0, 1e4, first), (1e3, 1e4, 300.0), (1e3, 10.0, 9.0), (1e6, 1e6, most)):
+    for found.total, left, team in ((0.0, 1e4, first), (1e2, 1e4, 30.0), (1e2, 10.0, 9.0), (1e6, 1e6, most)):
         reheating = Reheating(ways, found, Config(), torch.Generator(), lambda left=left: left, Checkpoint())
         assert reheating.plan().seconds == pytest.approx(team if way in TEAMS else first)
 

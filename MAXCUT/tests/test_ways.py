@@ -102,7 +102,7 @@ def test_a_population_has_fewer_cuts_where_time_is_short_and_then_fewer_sweeps(m
     monkeypatch.setattr(module, "together", lambda graph, cuts, sweeps, seed: cuts[0])
     whole, joined = made.seconds("population"), made._joined
     monkeypatch.setattr(made, "_joined", lambda s, *rest: cuts.append(len(s)) or joined(s, *rest))
-    for share, copies, stages, sweeps in ((1.0, 32, 200, 3003), (0.5, 16, 200, 3003), (0.1, 8, 80, 1203)):
+    for share, copies, stages, sweeps in ((1.0, 32, 200, 3003), (0.5, 16, 200, 3003), (0.125, 8, 100, 1503)):
         cuts = []
         made("population", np.zeros((1, 20)), share * whole, np.random.default_rng(0), endless)
         assert cuts == [copies] and len(seen) == stages and sum(map(len, seen)) == sweeps  # three are at temperature 0
@@ -207,7 +207,7 @@ def test_a_team_has_as_many_cuts_as_there_are_seconds_for_and_its_rounds_end_in_
     monkeypatch.setattr(Annealing, "__call__", lambda self, s, *_: annealed.append(_[1]) or s.astype(float))
     monkeypatch.setattr(module, "together", lambda graph, cuts, sweeps, seed: joined.append(sweeps) or cuts[0])
     team, sweeps = module.TEAMS[way][0], module.WAYS[way]
-    for share in (0.1, 0.5, 1.0, 3.25):
+    for share in (0.125, 0.5, 1.0, 3.25):
         seconds, copies = share * made.seconds(way), max(8, round(team * share))
         made(way, np.zeros((1, 20)), seconds, np.random.default_rng(0), lambda: 0.0 if len(joined) == 7 else inf)
         assert annealed.pop() == np.ceil(sweeps * min(team * share / copies, 1)) and len(joined) == 7
@@ -288,6 +288,7 @@ def test_by_the_clock_there_are_as_many_cuts_as_there_is_time_for(monkeypatch):
         return anneal(cuts, h, i, j, w, per_beta, cold, *rest)
 
     monkeypatch.setattr(module, "simulated_annealing", timed)
+    monkeypatch.setattr(module, "together", lambda graph, cuts, sweeps, seed: cuts[0])
     made = ways_on(grid(10))
     s = made.by_the_clock(sides(100), np.random.default_rng(0), lambda: left[0])
     beta, cuts = begun[2]
