@@ -100,8 +100,8 @@ def test_a_draw_is_measured_on_all_pairs(monkeypatch):
     M, s = descent.point()
     noise = torch.randn(M.shape, generator=torch.Generator().set_state(random), dtype=M.dtype)
     lengths = descent.basis.norm(dim=1)
-    few = distortion(descent.few, M + s / (3 * 9) ** 0.5 * noise / lengths)
-    assert drawn == distortion(descent.small, M + s / (3 * 9) ** 0.5 * noise / lengths) > 1.5 * few
+    few = distortion(descent.few, M + float(s) / 27**0.5 * (noise / lengths))
+    assert drawn == distortion(descent.small, M + float(s) / 27**0.5 * (noise / lengths)) > 1.5 * few
     assert drawn > 3 * distortion(descent.few, M)
     directions = descent.basis / lengths[:, None]  # so that A = (M + σ noise / lengths) basis is that of σ N(0, I)
     torch.testing.assert_close(directions @ directions.T, torch.eye(9, dtype=M.dtype))
