@@ -234,7 +234,7 @@ class Ways:
 
     def by_the_clock(self, s: np.ndarray, rng: np.random.Generator, left: Left) -> np.ndarray:
         """The cut s (n,) annealed for all of the seconds that are left, from where much of it is remembered; where
-        there is time for more cuts than one, a population, from nothing.
+        there is time for `LEAST` cuts, a population, from nothing.
         """
 
         def took(sweeps: int) -> float:
@@ -247,7 +247,7 @@ class Ways:
         _, stages, rounds = TEAMS["population"]
         copies = int(np.clip(left() / (WAYS["population"] * sweep), 1, max(1, TEAM_SIDES // self.graph.n)))
         how = int(rng.integers(2**31)), int(np.clip(left() / (10 * call), 1, stages))
-        if copies == 1:
+        if copies < LEAST:
             return self.annealing(s[None], ONCE, inf, *how, left, (call, sweep))[0]
         s, hot, last = rng.choice([-1, 1], (copies, self.graph.n)), rng.uniform(*HOT["population"]), JOINING * left()
         s = self.annealing(s, hot, inf, *how, lambda: left() - last, (call, sweep))

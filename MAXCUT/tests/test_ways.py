@@ -295,8 +295,9 @@ def test_by_the_clock_there_are_as_many_cuts_as_there_is_time_for(monkeypatch):
     assert 30 <= len(cuts) <= 33 and abs(cuts.mean()) < 0.1 and abs((cuts @ sides(100)).mean()) < 5
     assert 0.4 <= beta * made.annealing.rms <= 1.0 and 0 < left[0] < 0.15  # what is left is for putting them together
     assert value(made.graph, s) >= max(value(made.graph, x) for x in begun[-1][1])
-    monkeypatch.setattr(module, "TEAM_SIDES", 500)
-    left[0] = 2.0
-    begun.clear()
-    made.by_the_clock(sides(100), np.random.default_rng(0), lambda: left[0])
-    assert len(begun[2][1]) == 5
+    for most, cuts in ((1000, 10), (500, 1)):  # of less than eight, one, which remembers
+        monkeypatch.setattr(module, "TEAM_SIDES", most)
+        left[0] = 2.0
+        begun.clear()
+        made.by_the_clock(sides(100), np.random.default_rng(0), lambda: left[0])
+        assert len(begun[2][1]) == cuts and (begun[2][1][0] == sides(100)).all() == (cuts == 1)
