@@ -114,7 +114,6 @@ class Reheating:
 
     def anneal(self, progress: Callable[[], float]) -> None:
         """One annealing for all of the time that is left."""
-
         in_time = IN_TIME * self.left()
 
         def left() -> float:
