@@ -279,7 +279,10 @@ def metric(problem: Problem) -> tuple[Problem, Tensor]:
     Y, out = small.X.T.contiguous(), torch.zeros_like(small.X.T)
     for block in small.blocks:
         small.add_gradient(torch.ones_like(small.q(Y, block)), Y, block, out)
-    variances, directions = torch.linalg.eigh(out @ small.X)
+    C = out @ small.X
+    # C of unit vectors is diagonal up to rounding, which would choose the signs: other draws on another processor.
+    C[C.abs() < 1e-12 * C.diagonal().max()] = 0
+    variances, directions = torch.linalg.eigh(C)
     variances = variances.clamp(min=1e-3 * variances.mean())
     scale = (variances.sum() / (len(V) * variances)).sqrt()  # trace C = 1: like this M keeps its size
     small.X = (small.X @ directions) * scale

@@ -24,6 +24,11 @@ def figures(result: Result, compared: Comparison, config: "Config") -> dict[str,
     }
 
 
+def _digits(worst: float) -> str:
+    """A worst distortion for a legend; the digits of a rounding error would be another processor's."""
+    return f"{worst:.2g}" if worst >= 1e-14 else "below 1e-14"
+
+
 @rc_context(STYLE)
 def distortion(history: dict[str, np.ndarray], final: float, compared: Comparison, best_of: int | None) -> Figure:
     """Figure 6: worst distortion against iterations, of the mean M and of one draw of A, beside Gaussian matrices.
@@ -37,7 +42,7 @@ def distortion(history: dict[str, np.ndarray], final: float, compared: Compariso
     figure = Figure(figsize=(6.4, 5), layout="constrained")
     axes = figure.subplots()
     axes.plot(history["step"], history["drawn_distortion"], ".", color=ORANGE, markersize=5, label="one draw of A")
-    axes.plot(history["step"], history["distortion"], color=BLUE, label=f"mean M; kept: {final:.2g}")
+    axes.plot(history["step"], history["distortion"], color=BLUE, label=f"mean M; kept: {_digits(final)}")
     count = len(compared.gaussian)
     for values, color, name in (
         (compared.gaussian, RED, "Gaussian"),
@@ -73,7 +78,7 @@ def distortions(compared: Comparison, noun: str) -> Figure:
     axes = figure.subplots()
     styles = [(BLUE, "-"), (GREEN, "-."), (RED, ":"), (RED, "-"), (ORANGE, ":"), (ORANGE, "-")]
     for (name, counts), (color, line) in zip(compared.counts.items(), styles, strict=True):
-        label = f"{name}: worst {compared.worst[name]:.2g}"
+        label = f"{name}: worst {_digits(compared.worst[name])}"
         axes.stairs(counts, compared.edges, color=color, linestyle=line, linewidth=2, label=label)
     axes.set(xlabel=r"distortion $\|Ax\|^2 - 1$", ylabel=f"number of {noun}", yscale="log", ylim=(0.7, None))
     legend_below(figure)

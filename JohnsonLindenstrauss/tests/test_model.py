@@ -275,3 +275,10 @@ def test_metric_changes_the_coordinates_and_nothing_else(kind):
     assert 2 <= (wide == variances).sum() < 5  # the others hardly differ
     expected = variances / wide * wide.mean()
     assert torch.allclose(C(small.subset(*everything).units()), torch.diag(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Vectors, Pairs])
+def test_rounding_errors_do_not_choose_the_coordinates(kind):
+    X = normal(30, 80)  # another processor's: the last digits differ
+    B, others = (metric(kind(x))[1] for x in (X, X * (1 + 1e-15 * normal(30, 80, seed=1))))
+    assert torch.allclose(others, B, atol=1e-10)
