@@ -64,6 +64,7 @@ def draw(figure: Figure, networks: History, maxcut: History, jl: History) -> lis
         curve(seen[2], jl, "drawn_distortion", ".", color=ORANGE, label="one draw"),
         curve(seen[2], jl, "distortion", color=BLUE, label="mean matrix"),
     ]
+    seen[2].margins(y=0.25)  # room for the legend
     seen[2].set_ylim(0, None)
     for axes, history, norm, label in (
         (size[0], networks, "w_perp", r"$\|W_\perp\|_F$"),
