@@ -103,19 +103,19 @@ def main(config: Config) -> bool:
     V = solve_sdp(graph, generator=generator)
     draw = partial(goemans_williamson, graph, V, generator=torch.Generator(config.device).manual_seed(config.seed + 1))
     known, relaxed = aside(partial(upper_bound, graph, V), partial(draw, config.roundings)), time.perf_counter()
-    descent, found = Derandomization(graph, V, config, generator).run(checkpoint), None
-    s = descent.round()
+    descent, found = Derandomization(graph, V, config, generator), None
+    large, workers = torch.get_num_threads() > 1, min(4, cores) if config.device == "cpu" else 1
+    first = descent if config.seconds and not (config.checkpoint or large) and workers > 1 else None  # beside others
+    s = (first or descent.run(checkpoint)).round()
     if (config.seconds or config.descents) and not descent.interrupted:
-        large = torch.get_num_threads() > 1  # the bound takes minutes
-        took = max(time.perf_counter() - relaxed, checkpoint.elapsed and descent.planned)  # what the descent did
-        reserve = 1 + (1.3 if large else 0.6) * took  # for figures, and the SOSP at the cut
-        workers = min(4, cores) if config.device == "cpu" else 1
 
         def most() -> float:  # with a number of descents only, nothing shall depend on when the bound is known
-            ready = known[0].done() if config.seconds else not large
+            ready = known[0].done() if config.seconds else not large  # a large graph's takes minutes
             return optimum if optimum is not None else known[0].result()[0] if ready else float("inf")
 
-        found = search(graph, V, s, config, generator, since, most, workers, checkpoint, reserve)
+        reserved = 400 if large else 250  # steps' time, for the SOSP at the cut; and a second for the figures
+        how = generator, since, most, workers, checkpoint, lambda: 1 + reserved * descent.pace, first
+        found = search(graph, V, s, config, *how)
         descent.plant(s := torch.from_numpy(found.best_cut()).to(s))
     result, descended = descent.result(s), time.perf_counter()
     interrupted = result.interrupted or bool(found and found.interrupted)

@@ -8,6 +8,7 @@ All variables are degree-scaled, V ← √d V and μ ← √d μ with d_i = Σ_j
 vertex. Signs don't mind the scaling, so that the lemma holds for the scaled variables as it stands.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import hypot, isfinite, log, pi, sqrt
@@ -309,9 +310,9 @@ class Derandomization(Descent):
         root_d = self.problem.root_d.to(self.problem.w)
         self.V = (principal(V, config.rank).to(root_d) * root_d[:, None]).requires_grad_()
         self.mu = torch.zeros_like(root_d).requires_grad_()
-        steps = config.steps
+        steps, self.pace = config.steps, SECONDS_PER_STEP * (graph.m + 2 * graph.n)
         if config.seconds is not None:  # of which the first descent shall take a fifth
-            steps = int(min(steps, max(300, config.seconds / 5 / SECONDS_PER_STEP / (graph.m + 2 * graph.n))))
+            steps = int(min(steps, max(200, config.seconds / 5 / self.pace)))
         super().__init__({"V": self.V, "mu": self.mu}, self._pgd(generator), steps, generator)
         if not self.pure:
             self.pgd.perturb()
@@ -326,9 +327,9 @@ class Derandomization(Descent):
         return PGD([self.V, self.mu], lr=c.lr, rho=c.rho, radius=c.radius, **options)
 
     @property
-    def planned(self) -> float:
-        """Seconds that the steps so far take, about, on one core; also the SOSP at a search's cut."""
-        return self.t * SECONDS_PER_STEP * (self.graph.m + 2 * self.graph.n)
+    def takes(self) -> float:
+        """Seconds that all its steps take, at the pace of the last ones."""
+        return self.pace * (self.t if self.pgd.converged else self.steps)
 
     @property
     def ramp(self) -> int:
@@ -356,8 +357,10 @@ class Derandomization(Descent):
 
     def step(self) -> None:
         """One step of PGD."""
+        start = time.perf_counter()
         self.pgd.param_groups[0]["rho"] = self.config.rho if self.t >= self.ramp else 0
         self.pgd.step(self._closure)
+        self.pace += 0.02 * (time.perf_counter() - start - self.pace)
 
     def due(self) -> bool:
         """About a hundred times a run; thirty, and in thirty steps once, where E[cut] takes as long as some steps."""

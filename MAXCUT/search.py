@@ -3,7 +3,8 @@
 A perturbation large enough to leave the basin *reheats* a cut, or what two cuts agree on, and one of the `ways` takes
 the randomness out again. The new cut and the old are united part by part. A bandit gives the time to the ways that
 lately gained most on this graph. A few cuts are kept, and one more where the best has not grown for long, so that none
-is the end of all. All this happens on the graph's `kernel`. With little time there is one annealing and no more.
+is the end of all. All this happens on the graph's `kernel`. With little time there is one annealing and no more. The
+run's first descent needs one core, and the others search meanwhile.
 """
 
 import time
@@ -20,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kernel import kernel
+from optimizer import Derandomization
 from population import Search
 from run import Checkpoint, State
 from utilities import Graph, trim
@@ -129,21 +131,42 @@ class Reheating:
             self.found.add(cut, None, progress())
             self.checkpoint.keep("search", self.state_dict, finished=True)
 
-    def run(self, workers: int, progress: Callable[[], float], stop: Event) -> None:
-        """Search in so many threads until it is over; Ctrl-C, however often, only tells them to stop."""
+    def run(
+        self, workers: int, progress: Callable[[], float], stop: Event, first: Derandomization | None = None
+    ) -> None:
+        """Search in so many threads until it is over; Ctrl-C, however often, only tells them to stop.
+
+        While `first` is run, in this thread, there is one less; then its cut is taken in.
+        """
         with ThreadPoolExecutor(workers) as pool:
             task = pool.submit(self.task, workers)
-            made = [task, *(pool.submit(lambda: task.result()(progress)) for _ in range(workers))]
+            made = [task, *(pool.submit(lambda: task.result()(progress)) for _ in range(workers - bool(first)))]
             while True:
                 try:
+                    if first:
+                        running, first = first, None
+                        self.take_first(running, progress)
+                        made.append(pool.submit(lambda: task.result()(progress)))
                     wait(made, return_when=FIRST_EXCEPTION)
                     break
                 except KeyboardInterrupt:
                     self.found.interrupted = True
                     stop.set()
+                except BaseException:
+                    stop.set()
+                    raise
             stop.set()
         for worker in made:
             worker.result()
+
+    def take_first(self, first: Derandomization, progress: Callable[[], float]) -> None:
+        """Run the first descent, and add its cut to the search."""
+        cut = first.run().round().cpu().numpy()[self.found.kernel.vertices]
+        with self.lock:
+            self.found.add(cut, 0, progress())
+            self.found.descents -= 1  # it is not one of the search's
+        if first.interrupted:
+            raise KeyboardInterrupt
 
     @torch.no_grad()
     def work(self, progress: Callable[[], float]) -> None:
@@ -181,7 +204,8 @@ def search(
     bound: Callable[[], float] = lambda: inf,
     workers: int = 1,
     checkpoint: Checkpoint | None = None,
-    reserve: float = 0.0,
+    reserve: Callable[[], float] = lambda: 0.0,
+    first: Derandomization | None = None,
 ) -> Search:
     """Descend from reheated cuts until config.seconds after `since`, until the bound is reached, or until Ctrl-C.
 
@@ -196,18 +220,23 @@ def search(
             weights are whole, ends the search.
         workers: threads side by side; with one, and without `seconds`, nothing depends on the machine.
         checkpoint: keeps the state of the search; a search that it has is gone on with.
-        reserve: seconds by which it ends earlier, for what the run has still to do.
+        reserve: tells by how many seconds it is to end earlier, for what the run has still to do.
+        first: a descent to be run in this thread, while the other workers search already.
     """
     checkpoint, stop, reduced = checkpoint or Checkpoint(), Event(), kernel(graph)
     found = Search.of(reduced, s.cpu().numpy(), time.perf_counter() - since)
     ways = Ways(reduced.graph, V[torch.from_numpy(reduced.vertices).to(V.device)], config.epsilon, config.rank)
     whole = bool((graph.w == graph.w.round()).all())
-    limit = inf if config.seconds is None else max(config.seconds - reserve, config.seconds / 2)
+    began = time.perf_counter() - since
 
     def left() -> float:
         ceiling = bound() * (1 - 1e-12)  # rounding may hide that it is reached
         if stop.is_set() or found.best[-1] >= (floor(ceiling * (1 + 1e-9)) if whole and ceiling < inf else ceiling):
             return 0.0
+        if config.seconds is None:
+            return inf
+        # While the first descent runs, which may take longer than it should, there is nothing to save time for.
+        limit = max(config.seconds - reserve(), config.seconds / 2, began + first.takes if first else 0.0)
         return limit - (time.perf_counter() - since)
 
     def progress() -> float:
@@ -220,7 +249,7 @@ def search(
     shown = dict(desc="search", total=config.seconds, unit="s", disable=None, leave=False)
     with tqdm(**shown) as bar:
         try:
-            reheating.run(workers, progress, stop)
+            reheating.run(workers, progress, stop, first)
         except KeyboardInterrupt:
             found.interrupted = True
     torch.set_num_threads(threads)

@@ -8,6 +8,7 @@
   what a few of them agree on, which moves many vertices at once.
 """
 
+import time
 from array import array
 from collections.abc import Callable
 from math import ceil, inf
@@ -111,11 +112,11 @@ class Annealing:
             schedule += [1e9 * self.end] * 3 * (late or stage == stages - 1)
             share = np.exp((betas[1] - betas[0]) * (energy.min() - energy)).cumsum()
             s = s[np.searchsorted(share / share[-1], (np.arange(len(s)) + rng.random()) / len(s))]
+            start = time.perf_counter()  # what is left may change otherwise, too
             s, energy = simulated_annealing(len(s), *self.edges, 1, schedule, int(rng.integers(1, 2**31)), s)
             if late:
                 break
-            before, now = now, left()
-            spent = max(before - now, 1e-9) if now < inf else 0.0
+            spent, now = time.perf_counter() - start, left()
             each = max(spent - call, 0.1 * spent) / count
         return s.astype(np.float64)
 
@@ -238,9 +239,9 @@ class Ways:
         """
 
         def took(sweeps: int) -> float:
-            start = left()
+            start = time.perf_counter()
             self.annealing(s[None], JOINED, sweeps, 0)
-            return max(start - left(), 1e-9)
+            return time.perf_counter() - start
 
         call, several = took(1), took(QUICK)  # mostly of preparing the edges: of a million vertices', three seconds
         sweep = max(several - call, 0.1 * call) / (QUICK - 1)

@@ -1,6 +1,7 @@
 """Ways to a cut: annealing, bifurcation, and the descent with V, each from remembered sides."""
 
 from math import inf
+from types import SimpleNamespace
 
 import networkx as nx
 import numpy as np
@@ -113,9 +114,16 @@ def test_a_population_has_fewer_cuts_where_time_is_short_and_then_fewer_sweeps(m
     assert len(seen) == 6 and seen[5] == 3 * [1e9 * made.annealing.end]  # what there is, frozen
 
 
+def clock(monkeypatch, seconds: float) -> list[float]:
+    """The seconds that are left, as tests count them down."""
+    left = [seconds]
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: -left[0]))
+    return left
+
+
 @pytest.mark.parametrize("speed", [0.5, 1.0, 4.0])
 def test_an_annealing_in_stages_keeps_to_its_time_by_making_fewer_sweeps_and_never_more(monkeypatch, speed):
-    anneal, left, sweeps, betas = module.simulated_annealing, [1.0], [], []
+    anneal, left, sweeps, betas = module.simulated_annealing, clock(monkeypatch, 1.0), [], []
 
     def timed(cuts: int, h: object, i: object, j: object, w: object, per_beta: int, cold: list, *rest: object):
         left[0] -= 0.001 + len(cold) / (1000 * speed)  # planned are 1000 in one second
@@ -245,7 +253,8 @@ def test_clusters_help_on_a_torus_and_not_on_a_random_graph():
 
 @pytest.mark.parametrize("speed", [1, 10])
 def test_an_annealing_by_the_clock_uses_its_time_and_ends_cold(monkeypatch, speed):
-    anneal, graph, left, betas, begun = module.simulated_annealing, random_graph(400, 0.08, 0), [1.0], [], []
+    anneal, graph, betas, begun = module.simulated_annealing, random_graph(400, 0.08, 0), [], []
+    left = clock(monkeypatch, 1.0)
 
     def timed(cuts: int, h: object, i: object, j: object, w: object, per_beta: int, cold: list, *rest: object):
         left[0] -= len(cold) / (2000 if left[0] > 0.5 else 2000 * speed)  # it may get faster as it cools
@@ -266,7 +275,7 @@ def test_an_annealing_by_the_clock_uses_its_time_and_ends_cold(monkeypatch, spee
 
 @pytest.mark.parametrize("call, share", [(0.0, 0.95), (0.01, 0.8), (0.03, 0.6)])
 def test_where_a_call_is_dear_an_annealing_by_the_clock_makes_few(monkeypatch, call, share):
-    anneal, left, sweeps = module.simulated_annealing, [1.0], []
+    anneal, left, sweeps = module.simulated_annealing, clock(monkeypatch, 1.0), []
 
     def timed(cuts: int, h: object, i: object, j: object, w: object, per_beta: int, cold: list, *rest: object):
         left[0] -= call + len(cold) / 5000
@@ -280,7 +289,7 @@ def test_where_a_call_is_dear_an_annealing_by_the_clock_makes_few(monkeypatch, c
 
 def test_by_the_clock_there_are_as_many_cuts_as_there_is_time_for(monkeypatch):
     """At 50,000 sweeps a second two seconds are 3000 each for 33 cuts, none of which remembers anything."""
-    anneal, left, begun = module.simulated_annealing, [2.0], []
+    anneal, left, begun = module.simulated_annealing, clock(monkeypatch, 2.0), []
 
     def timed(cuts: int, h: object, i: object, j: object, w: object, per_beta: int, cold: list, *rest: object):
         left[0] -= cuts * len(cold) / 50_000
