@@ -96,8 +96,7 @@ def _draws(name: str, problem: Problem, k: int, seed: int) -> Iterator[Tensor]:
     state = np.random.RandomState(np.random.PCG64(seed))
     projection = getattr(random_projection, name)(k, random_state=state)
     while True:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that k is above d
+        with warnings.catch_warnings(action="ignore"):  # that k is above d
             A = projection.fit(np.zeros((1, problem.d))).components_
         yield torch.from_numpy(A.toarray() if issparse(A) else A).to(problem.X)
 

@@ -54,8 +54,7 @@ def _read(path: Path) -> np.ndarray:
     with path.open("rb"):
         pass  # else the OSError says why not
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a file is taken or refused
+        with warnings.catch_warnings(action="ignore"):  # a file is taken or refused
             return check_matrix(reader(path))
     except Exception as error:  # parsers raise whatever they stumble on: BadZipFile, EOFError, UnicodeDecodeError, …
         raise ValueError(" ".join(f"{path}: {error}".split())) from error

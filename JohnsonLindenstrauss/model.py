@@ -214,8 +214,7 @@ def _sparse(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int
     """The sparse matrix with these entries, no two in one place, by rows."""
     order = (rows * shape[1] + columns).argsort()
     starts = torch.cat([rows.new_zeros(1), rows.bincount(minlength=shape[0]).cumsum(0)])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch calls such matrices beta
+    with warnings.catch_warnings(action="ignore"):  # PyTorch calls such matrices beta
         return torch.sparse_csr_tensor(starts, columns[order], values[order], shape)
 
 

@@ -145,9 +145,7 @@ class Newton:
 
     Attributes:
         M, tau: the present ones.
-        f: over all pairs.
         worst: the worst distortion of M.
-        gradient_norm: ‖∇f‖, in these coordinates.
         converged: whether an SOSP at tau_end is reached, as far as rounding lets be seen.
         escapes, steps: those along a negative curvature so far, and all.
     """
@@ -162,12 +160,12 @@ class Newton:
 
     @property
     def f(self) -> float:
-        """f at M."""
+        """f at M, over all pairs."""
         return self._at.f
 
     @property
     def gradient_norm(self) -> float:
-        """‖∇f‖ at M."""
+        """‖∇f‖ at M, in these coordinates."""
         return float(self._at.g.norm())
 
     def state_dict(self) -> dict[str, object]:
@@ -211,10 +209,8 @@ class Newton:
         M[:, order] = torch.from_numpy(R).to(M)
         self.M = M  # whole, whenever Ctrl-C comes
         self._at = weigh(self.U, self.M, self.tau, self.G)
-        place = torch.empty(r, dtype=torch.long)
-        place[torch.from_numpy(order).long()] = torch.arange(r)
         diagonal = np.abs(R.diagonal())
-        self.free = (place >= torch.arange(k)[:, None]).to(self.M.device)
+        self.free = torch.from_numpy(np.argsort(order) >= np.arange(k)[:, None]).to(self.M.device)
         return k <= r and diagonal.min() > 1e-4 * diagonal.max()
 
     def _look(self, M: Tensor) -> tuple[tuple[Tensor, ...], Tensor, float, At]:
@@ -254,9 +250,7 @@ class Newton:
         largest = float(H.abs().max()) + (0 if self._dense() else 4 * float(D.sum(0) @ at.Z.square().sum(1)) / len(H))
         self.mu = max(self.mu or 1e-4 * largest, (1e-7 if coarse else 1e-13) * largest)
         while self.mu < 1e9 * largest:
-            K = H.clone()
-            K.diagonal().add_(self.mu)
-            L, failed = torch.linalg.cholesky_ex(K)
+            L, failed = torch.linalg.cholesky_ex(H.diagonal_scatter(H.diagonal() + self.mu))  # of K = H + μI
             if not failed:
                 solve = self._solver(L, D)
                 d = solve(at.g)
@@ -414,9 +408,7 @@ def _proven(U: Tensor, at: At, tau: float, G: Tensor, threshold: float) -> float
     H = hessian(U, at.Z, tau * at.p, at.p[0] - at.p[1], G, everything, 1e-12)
     epsilon = 1e-14 * len(H) * float(H.abs().max())  # what rounding may hide
     while epsilon < threshold:
-        A = H.clone()
-        A.diagonal().add_(epsilon)
-        if not torch.linalg.cholesky_ex(A)[1]:
+        if not torch.linalg.cholesky_ex(H.diagonal_scatter(H.diagonal() + epsilon))[1]:
             return -epsilon
         epsilon *= 10
     return float(eigh(H.cpu().numpy(), subset_by_index=(0, 0), eigvals_only=True)[0])

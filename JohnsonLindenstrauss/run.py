@@ -1,7 +1,6 @@
 """What every run has around its mathematics: ranges of flags, the loop, checkpoints, whole files, how figures look.
 
-This file is the same to the byte in MAXCUT/, JohnsonLindenstrauss/ and NeuralNetworks/, as pgd.py is; a test compares
-them.
+Each experiment's folder has this file, the same to the byte, as it has pgd.py; a test compares them.
 """
 
 import copy
@@ -287,11 +286,7 @@ def whole_files(folder: Path, sometimes: Sequence[str] = ()) -> Iterator[Path]:
 
 
 def save(
-    folder: Path,
-    config: object,
-    results: State,
-    figures: Mapping[str, Figure],
-    **arrays: Mapping[str, np.ndarray],
+    folder: Path, config: object, results: State, figures: Mapping[str, Figure], **arrays: Mapping[str, np.ndarray]
 ) -> None:
     """Write figures (name.png and name.pdf), arrays (name.npz) and results.json, which adds config and versions."""
     for name, figure in figures.items():
@@ -300,10 +295,8 @@ def save(
         np.savez(folder / f"{name}.npz", **content)
     names = ("torch", "numpy", "scipy", "sklearn", "networkx", "matplotlib")
     versions = {name: sys.modules[name].__version__ for name in names if name in sys.modules}
-    provenance = {
-        "config": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
-        "versions": {"python": platform.python_version()} | versions,
-    }
+    flags = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+    provenance = {"config": flags, "versions": {"python": platform.python_version()} | versions}
     (folder / "results.json").write_text(json.dumps(provenance | results, indent=2) + "\n", encoding="utf-8")
 
 

@@ -19,19 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import (
-    Problem,
-    bound,
-    bound_gradient,
-    distortion,
-    distortions,
-    log_moments,
-    metric,
-    row_space,
-    sampled,
-    strongest,
-    tail,
-)
+from model import Problem, bound, bound_gradient, distortion, log_moments, metric, row_space, sampled, strongest, tail
 from newton import DENSE, Newton, certificate, threads
 from pgd import PGD, Certificate, certify
 from run import Descent, State
@@ -354,9 +342,7 @@ class Derandomization(Descent):
         """All that further steps depend on."""
         own = {name: getattr(self, name) for name in self._OWN}
         own |= dict(few=self.few.chosen, log_weight=self.few.log_weight)
-        parts = {
-            name: part and part.state_dict() for name, part in (("monotone", self.monotone), ("newton", self.newton))
-        }
+        parts = {x: getattr(self, x) and getattr(self, x).state_dict() for x in ("monotone", "newton")}
         return super().state_dict() | own | parts
 
     def load_state_dict(self, state: State) -> None:
@@ -372,28 +358,24 @@ class Derandomization(Descent):
         if self.monotone is not None:
             self.monotone.load_state_dict(state["monotone"])
 
-    def end(self) -> tuple[Tensor, Tensor, float]:
-        """Where the descent ended, as M (k, d), ‖σI‖_F and τ: the SOSP, or if none was reached the best M."""
-        (M, s), tau = self.point() if self.pgd.converged else self.best, self.tau
-        if self.config.objective == "bound" and not self.pgd.converged:
-            tau = min(tau, ROOM * self.kd / max(s.square().item(), 1e-300))  # τ may have outgrown the best point
-        return M @ self.basis, s, tau
-
     def result(self) -> Result:
-        """The matrix, and the certificate of f there."""
-        config, (M, s, tau) = self.config, self.end()
-        few, worst, proof = self.problem, distortion(self.problem, M), None
+        """The matrix of the SOSP, or if none was reached the best one, and the certificate of f there."""
+        config, tau, proof = self.config, self.tau, None
+        M, s = self.point() if self.pgd.converged else self.best
+        if config.objective == "bound" and not self.pgd.converged:
+            tau = min(tau, ROOM * self.kd / max(s.square().item(), 1e-300))  # τ may have outgrown the best point
+        M = M @ self.basis
+        few, worst = self.problem, distortion(self.problem, M)
 
         def f() -> Tensor:
             return self.f(few, M, s, tau) + self.ridge * M.square().sum()
 
         if config.objective == "bound":
             few, _ = heavy(few, M, s, tau, worst, 2 * MARGIN)
-        if self.interrupted or config.objective == "sampled":
-            pass
-        elif config.objective == "bound" and self.pgd.converged and not s.any():
+        wanted = not self.interrupted and config.objective != "sampled"
+        if wanted and config.objective == "bound" and self.pgd.converged and not s.any():
             proof = self.certified(certificate, self.problem, M, tau, config.lam, config.rho, self.ridge)
-        elif few.N <= CERTIFIABLE:
+        elif wanted and few.N <= CERTIFIABLE:
             radius = min(1e-3, 0.1 * sqrt(self.kd / tau))  # F_τ is finite so far around s
             M.requires_grad_()
             s.requires_grad_()
@@ -465,7 +447,7 @@ def sample(problem: Problem, M: Tensor, tau: float, size: int, generator: torch.
     least, last = keys.min(0)
     kept = torch.arange(len(keys), device=keys.device) != last
     few = problem.subset(*(x[kept] for x in ends))
-    c = torch.cat([(q - 1).abs() for q in distortions(few, M)])
+    c = (few.q(M @ few.X.T, slice(None)) - 1).abs()  # a subset is one block
     few.log_weight = (least - tau / 2 * c).clamp(min=0)
     return few, worst
 
@@ -487,7 +469,7 @@ def matter(
     many = False
     if is_sample(before):  # it says how many would be heavy
         far = reach(M, s.square().item() / (len(M) * problem.d), tau, worst, MARGIN)
-        c = torch.cat([(q - 1).abs() for q in distortions(before, M)])
+        c = (before.q(M @ before.X.T, slice(None)) - 1).abs()
         many = float(before.log_weight[c >= c.max() - far].exp().sum()) > FEW
     if not many:
         few, worst = heavy(problem, M, s, tau, worst, MARGIN)

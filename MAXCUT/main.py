@@ -105,8 +105,8 @@ def main(config: Config) -> bool:
     known, relaxed = aside(partial(upper_bound, graph, V), partial(draw, config.roundings)), time.perf_counter()
     descent, found = Derandomization(graph, V, config, generator), None
     large, workers = torch.get_num_threads() > 1, min(4, cores) if config.device == "cpu" else 1
-    first = descent if config.seconds and not (config.checkpoint or large) and workers > 1 else None  # beside others
-    s = (first or descent.run(checkpoint)).round()
+    first = descent if config.seconds and workers > 1 and not (config.descents or config.checkpoint or large) else None
+    s = (first or descent.run(checkpoint)).round()  # `first` needs one core, and the others search meanwhile
     if (config.seconds or config.descents) and not descent.interrupted:
 
         def most() -> float:  # with a number of descents only, nothing shall depend on when the bound is known

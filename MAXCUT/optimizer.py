@@ -11,6 +11,7 @@ vertex. Signs don't mind the scaling, so that the lemma holds for the scaled var
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import hypot, isfinite, log, pi, sqrt
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from scipy.special import owens_t
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from pgd import PGD, Certificate, certify
 from run import Descent
@@ -209,7 +211,7 @@ class _Share(torch.autograd.Function):
     """E[cut] / Σ|w| for autograd, with the closed forms of its gradient and Hessian."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, V: Tensor, mu: Tensor, problem: Rounding) -> Tensor:
+    def forward(ctx: FunctionCtx, V: Tensor, mu: Tensor, problem: Rounding) -> Tensor:
         ctx.save_for_backward(V, mu)
         ctx.problem, graph = problem, problem.graph
         _, U, alpha = problem._standardized(V, mu)
@@ -217,7 +219,7 @@ class _Share(torch.autograd.Function):
         return (problem.w * disagreement(*ends, problem._correlations(U, U))).sum()
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         g_V, g_mu = _Slope.apply(*ctx.saved_tensors, ctx.problem)
         return -grad * g_V, -grad * g_mu, None
 
@@ -226,16 +228,14 @@ class _Slope(torch.autograd.Function):
     """∇ of −E[cut] / Σ|w| for autograd."""
 
     @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, V: Tensor, mu: Tensor, problem: Rounding
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: FunctionCtx, V: Tensor, mu: Tensor, problem: Rounding) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(V, mu)
         ctx.problem, ctx.product = problem, None
         return problem.gradient(V, mu, 0.0)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, X: Tensor, m: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: FunctionCtx, X: Tensor, m: Tensor) -> tuple[Tensor, Tensor, None]:
         ctx.product = ctx.product or ctx.problem.hessian(*ctx.saved_tensors)  # once for all directions
         return *ctx.product(X, m), None
 
@@ -327,9 +327,9 @@ class Derandomization(Descent):
         return PGD([self.V, self.mu], lr=c.lr, rho=c.rho, radius=c.radius, **options)
 
     @property
-    def takes(self) -> float:
-        """Seconds that all its steps take, at the pace of the last ones."""
-        return self.pace * (self.t if self.pgd.converged else self.steps)
+    def remaining(self) -> float:
+        """Seconds that the steps still to come take, at the pace of the last ones."""
+        return self.pace * (not self.pgd.converged) * (self.steps - self.t)
 
     @property
     def ramp(self) -> int:
@@ -360,7 +360,7 @@ class Derandomization(Descent):
         start = time.perf_counter()
         self.pgd.param_groups[0]["rho"] = self.config.rho if self.t >= self.ramp else 0
         self.pgd.step(self._closure)
-        self.pace += 0.02 * (time.perf_counter() - start - self.pace)
+        self.pace += 0.02 * (min(time.perf_counter() - start, 10 * self.pace) - self.pace)  # it may have been stopped
 
     def due(self) -> bool:
         """About a hundred times a run; thirty, and in thirty steps once, where E[cut] takes as long as some steps."""
@@ -419,10 +419,7 @@ class Derandomization(Descent):
         s = self.round() if s is None else s
         V, mu = (x.detach().double().requires_grad_() for x in (self.V, self.mu))
         lam = self.config.lam
-
-        def objective() -> Tensor:
-            return self.exact.objective(V, mu, lam)
-
+        objective = partial(self.exact.objective, V, mu, lam)
         with torch.no_grad():
             f, sigma = float(objective()), float(self.exact.lengths(V).max())
         if not isfinite(f):

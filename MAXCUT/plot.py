@@ -59,7 +59,7 @@ def summary(config: "Config", results: dict, result: Result, found: Search | Non
         "rounding": f"σ = {r['sigma']:.1e} {after} {r['steps']} steps and {r['perturbations']} perturbations",
     }
     if found is not None:
-        gains = f"{found.best[0]:.10g} → {found.best[-1]:.10g} in {found.descents} more descents"
+        gains = f"{found.best[0]:.10g} at its start → {found.best[-1]:.10g} after {found.descents} more descents"
         lines["search"] = f"{gains}, the last gain after {found.seconds[-1]:.1f} s"
     seconds = f"{r['seconds']:.2f}, of which PGD, search and certificate {r['seconds_pgd']:.2f}"
     certificate = str(result.certificate or "none: interrupted")

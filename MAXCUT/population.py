@@ -102,9 +102,7 @@ class Search:
         if parent is None:
             self.s.append(s)
             self.cuts.append(value(self.kernel.graph, s) + self.offset)
-        for member in dict.fromkeys([parent, int(np.argmax(self.cuts))]):
-            if member is None:
-                continue
+        for member in dict.fromkeys(x for x in (parent, int(np.argmax(self.cuts))) if x is not None):
             united = unite(self.kernel.graph, self.s[member], s)
             cut = value(self.kernel.graph, united) + self.offset
             if cut >= self.cuts[member] and not any((united == nearer(united, other)).all() for other in self.s):

@@ -22,11 +22,7 @@ MAX_RANK = 32
 Bandeira 2016); far less does in practice, and `upper_bound` says for each graph how much was lost."""
 
 
-def solve_sdp(
-    graph: Graph,
-    tol: float = 3e-4,
-    generator: torch.Generator | None = None,
-) -> Tensor:
+def solve_sdp(graph: Graph, tol: float = 3e-4, generator: torch.Generator | None = None) -> Tensor:
     """Vectors of the relaxation (Burer and Monteiro 2003), by accelerated projected gradient with restart.
 
     A step is v_i ← (θ d_i y_i − (W Y)_i) normalized, with d_i = Σ_j |w_ij| and θ = λ_max(D^−½ W D^−½): the objective
@@ -64,9 +60,8 @@ def solve_sdp(
             Y.copy_(V_next)
             t = 1.0
         else:
-            t_next = (1 + sqrt(1 + 4 * t * t)) / 2
-            torch.add(V_next, difference, alpha=(t - 1) / t_next, out=Y)
-            t = t_next
+            before, t = t, (1 + sqrt(1 + 4 * t * t)) / 2
+            torch.add(V_next, difference, alpha=(before - 1) / t, out=Y)
         V = V_next
         if step % 10 == 0:
             WV = weighted_sums(*W, V)

@@ -3,8 +3,8 @@
 A perturbation large enough to leave the basin *reheats* a cut, or what two cuts agree on, and one of the `ways` takes
 the randomness out again. The new cut and the old are united part by part. A bandit gives the time to the ways that
 lately gained most on this graph. A few cuts are kept, and one more where the best has not grown for long, so that none
-is the end of all. All this happens on the graph's `kernel`. With little time there is one annealing and no more. The
-run's first descent needs one core, and the others search meanwhile.
+is the end of all. All this happens on the graph's `kernel`. With little time there is one annealing and no more. Where
+the run's first descent needs one core, the others search meanwhile.
 """
 
 import time
@@ -60,6 +60,7 @@ class Reheating:
         generator: of all randomness.
         left: tells the seconds that are left; none, once the search is to end.
         checkpoint: keeps the state of the search.
+        first: see `search`; None once its cut is taken in.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class Reheating:
         generator: torch.Generator,
         left: Callable[[], float],
         checkpoint: Checkpoint,
+        first: Derandomization | None = None,
     ) -> None:
         trim()  # of what came before
+        self.first = first
         self.ways, self.found, self.generator, self.checkpoint = ways, found, generator, checkpoint
         self.left, self.descents, self.lock = left, config.descents or inf, Lock()
         self.slowness = 1.0  # of the machine, beside what is planned
@@ -108,8 +111,11 @@ class Reheating:
 
     def task(self, workers: int) -> Callable[[Callable[[], float]], None]:
         """What each thread does. With little time: all ways but the dearest if clusters help, else `anneal`."""
-        if self.descents == inf and LITTLE * sum(map(self.ways.seconds, WAYS)) > workers * self.left():
-            if not self.ways.clusters_help():
+        if self.descents < inf:
+            return self.work
+        helped, self.slowness = self.ways.trial()
+        if LITTLE * self.slowness * sum(map(self.ways.seconds, WAYS)) > workers * self.left():
+            if not helped:
                 return self.anneal
             self.menu.remove("population")
         return self.work
@@ -131,42 +137,47 @@ class Reheating:
             self.found.add(cut, None, progress())
             self.checkpoint.keep("search", self.state_dict, finished=True)
 
-    def run(
-        self, workers: int, progress: Callable[[], float], stop: Event, first: Derandomization | None = None
-    ) -> None:
+    def run(self, workers: int, progress: Callable[[], float], stop: Event) -> None:
         """Search in so many threads until it is over; Ctrl-C, however often, only tells them to stop.
 
-        While `first` is run, in this thread, there is one less; then its cut is taken in.
+        One of them begins when this thread has run `first`.
         """
         with ThreadPoolExecutor(workers) as pool:
-            task = pool.submit(self.task, workers)
-            made = [task, *(pool.submit(lambda: task.result()(progress)) for _ in range(workers - bool(first)))]
+            made = [task := pool.submit(self.task, workers)]
+
+            def begin(count: int) -> None:
+                made.extend(pool.submit(lambda: task.result()(progress)) for _ in range(count))
+
+            try:
+                begin(workers - bool(self.first))
+                if self.first:
+                    self.take_first(progress)
+                    begin(1)
+            except BaseException as error:
+                stop.set()
+                self.found.interrupted = isinstance(error, KeyboardInterrupt)
+                if not self.found.interrupted:
+                    raise
             while True:
                 try:
-                    if first:
-                        running, first = first, None
-                        self.take_first(running, progress)
-                        made.append(pool.submit(lambda: task.result()(progress)))
                     wait(made, return_when=FIRST_EXCEPTION)
                     break
                 except KeyboardInterrupt:
                     self.found.interrupted = True
                     stop.set()
-                except BaseException:
-                    stop.set()
-                    raise
             stop.set()
         for worker in made:
             worker.result()
 
-    def take_first(self, first: Derandomization, progress: Callable[[], float]) -> None:
+    def take_first(self, progress: Callable[[], float]) -> None:
         """Run the first descent, and add its cut to the search."""
-        cut = first.run().round().cpu().numpy()[self.found.kernel.vertices]
+        cut = self.first.run().round().cpu().numpy()[self.found.kernel.vertices]
         with self.lock:
             self.found.add(cut, 0, progress())
             self.found.descents -= 1  # it is not one of the search's
-        if first.interrupted:
+        if self.first.interrupted:
             raise KeyboardInterrupt
+        self.first = None
 
     @torch.no_grad()
     def work(self, progress: Callable[[], float]) -> None:
@@ -227,7 +238,8 @@ def search(
     found = Search.of(reduced, s.cpu().numpy(), time.perf_counter() - since)
     ways = Ways(reduced.graph, V[torch.from_numpy(reduced.vertices).to(V.device)], config.epsilon, config.rank)
     whole = bool((graph.w == graph.w.round()).all())
-    began = time.perf_counter() - since
+    if first is not None:  # which draws from the other at the same time
+        generator = torch.Generator().manual_seed(generator.initial_seed() + 2)
 
     def left() -> float:
         ceiling = bound() * (1 - 1e-12)  # rounding may hide that it is reached
@@ -235,24 +247,28 @@ def search(
             return 0.0
         if config.seconds is None:
             return inf
-        # While the first descent runs, which may take longer than it should, there is nothing to save time for.
-        limit = max(config.seconds - reserve(), config.seconds / 2, began + first.takes if first else 0.0)
-        return limit - (time.perf_counter() - since)
+        limit, running = max(config.seconds - reserve(), config.seconds / 2), reheating.first
+        # The first descent may take longer than it should: until it has ended there is nothing to save time for.
+        return max(limit - (time.perf_counter() - since), running.remaining if running else 0.0)
 
     def progress() -> float:
-        bar.set_postfix_str(f"cut {found.best[-1]:.10g}", refresh=False)
-        bar.update(round(elapsed := time.perf_counter() - since, 1) - bar.n)
+        elapsed = time.perf_counter() - since
+        if not reheating.first:  # whose bar the main thread draws: Ctrl-C in it would leave tqdm locked for good
+            bar.set_postfix_str(f"cut {found.best[-1]:.10g}", refresh=False)
+            bar.update(round(elapsed, 1) - bar.n)
         return elapsed
 
-    reheating, threads = Reheating(ways, found, config, generator, left, checkpoint), torch.get_num_threads()
+    reheating, threads = Reheating(ways, found, config, generator, left, checkpoint, first), torch.get_num_threads()
     torch.set_num_threads(1)  # the workers are the parallelism; threads within a step would wait for each other
     shown = dict(desc="search", total=config.seconds, unit="s", disable=None, leave=False)
     with tqdm(**shown) as bar:
         try:
-            reheating.run(workers, progress, stop, first)
+            reheating.run(workers, progress, stop)
         except KeyboardInterrupt:
             found.interrupted = True
     torch.set_num_threads(threads)
+    if first and not first.history:  # Ctrl-C came before its first step
+        raise KeyboardInterrupt
     if not found.interrupted:
         checkpoint.keep("search", reheating.state_dict, finished=True)
     return found

@@ -253,8 +253,7 @@ def read_gset(file: TextIO) -> Graph:
         raise ValueError("the graph has no edges: there is nothing to cut")
     if n > max(10**6, 100 * m):  # memory grows with n, whatever the size of the file
         raise ValueError(f"line 1 announces {n} vertices and only {m} edges: more than this program takes")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # numpy's, of an empty file: said better below
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # numpy's, of an empty file: said better below
         try:
             edges = np.loadtxt(file, ndmin=2, comments=None)
         except ValueError as error:

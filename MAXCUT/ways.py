@@ -48,8 +48,8 @@ HOT = {"population": (0.4, 1.0), "clusters": (0.4, 1.0), "annealing": (1.1, 2.5)
 spins freeze; from the first two nothing is remembered but large parts"""
 JOINED, ONCE, POLISHED, COLD = 0.7, 1.2, 2.5, 10.0
 """The same where parts are annealed, where one cut is by the clock, where it polishes, and where it ends."""
-QUICK = 25
-"""sweeps with which it is tried whether clusters help, and how long they take"""
+QUICK, SLOWEST = 25, 5.0
+"""sweeps with which it is tried whether clusters help, and how long they take; and how slow a machine is said to be"""
 LEAST, JOINING = 8, 0.05
 """cuts of a team, at least, and share of the time that is left for putting them together"""
 POLISH = 100
@@ -171,7 +171,7 @@ class Ways:
     Args:
         graph: the graph.
         V: (n, k) vectors, the SDP's.
-        epsilon, rank: as in `optimizer.derandomize`.
+        epsilon, rank: see `Config`.
     """
 
     def __init__(self, graph: Graph, V: Tensor, epsilon: float, rank: int) -> None:
@@ -192,10 +192,14 @@ class Ways:
             return min(max(1, BATCH_SIDES // self.graph.n), 16)
         return min(max(1, BATCH_SWEEPS // (self.graph.n * WAYS[way])), 8)
 
+    @property
+    def sweep(self) -> float:
+        """The seconds of a sweep of one cut, about; sides in a cache are fetched faster."""
+        return 1e-8 * self.graph.n * (1 + self.graph.n / 200_000)
+
     def seconds(self, way: str) -> float:
         """What a batch takes, about, on one core: the same for every run, as decisions depend on it."""
-        (n, m), (copies, stages, rounds) = (self.graph.n, self.graph.m), TEAMS.get(way, (1, 1, 0))
-        sweep = 1e-8 * n * (1 + n / 200_000)  # sides in a cache are fetched faster
+        (n, m), (copies, stages, rounds), sweep = (self.graph.n, self.graph.m), TEAMS.get(way, (1, 1, 0)), self.sweep
         if way == "vectors":
             work = 4e-8 * (m + 2 * n) * WAYS[way] + sweep * POLISH
         elif way == "bifurcation":
@@ -227,11 +231,17 @@ class Ways:
             return None
         return self.annealing(np.where(means.cpu().numpy() < 0, -1, 1), POLISHED, POLISH, int(rng.integers(2**31)))
 
-    def clusters_help(self) -> bool:
-        """Whether a few quick cuts together make a better one than annealing one for as long: on a torus, say."""
-        s = np.random.default_rng(0).choice([-1, 1], (FEW, self.graph.n))
-        one, few = self.annealing(s[:1], JOINED, FEW * QUICK, 0)[0], self.annealing(s, JOINED, QUICK, 0)
-        return value(self.graph, together(self.graph, few, QUICK, 0)) > value(self.graph, one)
+    def trial(self) -> tuple[bool, float]:
+        """Whether a few quick cuts together make a better one than annealing one for as long, as on a torus, and how
+        slow the machine is: what that annealing took, beside what is planned for it, from 1 to `SLOWEST`.
+        """
+        s, start = np.random.default_rng(0).choice([-1, 1], (FEW, self.graph.n)), time.perf_counter()
+        one = self.annealing(s[:1], JOINED, FEW * QUICK, 0)[0]
+        took = time.perf_counter() - start
+        few = self.annealing(s, JOINED, QUICK, 0)
+        planned = 3e-7 * self.graph.m + 1e-7 * self.graph.n + FEW * QUICK * self.sweep
+        helped = value(self.graph, together(self.graph, few, QUICK, 0)) > value(self.graph, one)
+        return helped, min(max(1.0, took / planned), SLOWEST)
 
     def by_the_clock(self, s: np.ndarray, rng: np.random.Generator, left: Left) -> np.ndarray:
         """The cut s (n,) annealed for all of the seconds that are left, from where much of it is remembered; where

@@ -15,13 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
-from sklearn.base import (
-    BaseEstimator,
-    ClassifierMixin,
-    ClassNamePrefixFeaturesOutMixin,
-    RegressorMixin,
-    TransformerMixin,
-)
+from sklearn import base
 from sklearn.covariance import oas
 from sklearn.preprocessing import QuantileTransformer
 from sklearn.utils import Tags, check_random_state
@@ -81,7 +75,7 @@ class Whitening:
         return self._scored(X).std(0)
 
 
-class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class _StructureDiscovery(base.ClassNamePrefixFeaturesOutMixin, base.TransformerMixin, base.BaseEstimator):
     """What regressor and classifier share; see StructureDiscovery.
 
     Each has its loss, _learn_answers(y), which keeps what the others need to know, _encoded(y), the answers as the
@@ -130,7 +124,7 @@ class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         self.check(X)
         self._learn_answers(y)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
-        parts = split(y, VALIDATION, seed, isinstance(self, ClassifierMixin))
+        parts = split(y, VALIDATION, seed, isinstance(self, base.ClassifierMixin))
         self.whitening_ = Whitening(X, self.inputs)
         rows = self.rows(X, y)
         training, validation = (tuple(x[chosen] for x in rows) for chosen in parts)
@@ -149,7 +143,7 @@ class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         return self._refitted(self.rows(*self._checked(X, y, reset=False)))
 
     def _checked(self, X: ArrayLike, y: ArrayLike, **how: object) -> tuple[NDArray, NDArray]:
-        return validate_data(self, X, y, dtype=np.float64, y_numeric=not isinstance(self, ClassifierMixin), **how)
+        return validate_data(self, X, y, dtype=np.float64, y_numeric=not isinstance(self, base.ClassifierMixin), **how)
 
     def _refitted(self, rows: Rows) -> Self:
         network = (stage := self.discovery_.chosen).network
@@ -208,7 +202,7 @@ class _StructureDiscovery(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
             raise ValueError(f"inputs raw: some are as large as {size:.3g}, and the network wants about 1; whiten them")
 
 
-class StructureDiscovery(RegressorMixin, _StructureDiscovery):
+class StructureDiscovery(base.RegressorMixin, _StructureDiscovery):
     """Regression on the few directions of the inputs that the answers depend on, found by λ‖W‖² on a network's W.
 
     The defaults are those at the top of main.py.
@@ -250,7 +244,7 @@ class StructureDiscovery(RegressorMixin, _StructureDiscovery):
         self._mean, self._scale = float(y.mean()), float(y.std()) or 1.0
 
 
-class StructureDiscoveryClassifier(ClassifierMixin, _StructureDiscovery):
+class StructureDiscoveryClassifier(base.ClassifierMixin, _StructureDiscovery):
     """Two classes by the few directions that tell them apart; as `StructureDiscovery`, with the logistic loss.
 
     Attributes:

@@ -1,7 +1,6 @@
 """Perturbed gradient descent (PGD) and the certificate of a second-order stationary point (SOSP).
 
-This file is the same to the byte in MAXCUT/, JohnsonLindenstrauss/ and NeuralNetworks/, so that each folder
-runs on its own. Change all of them together; a test compares them.
+Each experiment's folder has this file, the same to the byte, so that it runs on its own; a test compares them.
 
 A rho-SOSP of f is a point with ‖∇f‖ ≤ rho and λ_min(∇²f) ≥ −√(K rho), K the Lipschitz constant of the Hessian
 (Definition 2.2). PGD finds one; `certify` measures whether a given point is one, and what the lemma makes of it.
@@ -330,9 +329,7 @@ def _hessian(
 
 
 @torch.no_grad()
-def lipschitz(
-    objective: Callable[[], Tensor], params: Sequence[Tensor], radius: float, rounds: int = 5, seed: int = 0
-) -> float:
+def lipschitz(objective: Callable[[], Tensor], params: Sequence[Tensor], radius: float, rounds: int = 5) -> float:
     """An estimate of K from below: the largest ‖(∇²f(x + ru) − ∇²f(x − ru)) u‖ / 2r found over unit vectors u.
 
     K, the Lipschitz constant of the Hessian, bounds every such quotient, here and everywhere else. u follows the power
@@ -342,9 +339,8 @@ def lipschitz(
         objective, params: as in `lambda_min`; params are moved and put back.
         radius: r > 0, in the parameters' unit.
         rounds: of the power iteration.
-        seed: of its start.
     """
-    at, u = [x.clone() for x in params], np.random.default_rng(seed).standard_normal(sum(x.numel() for x in params))
+    at, u = [x.clone() for x in params], np.random.default_rng(0).standard_normal(sum(x.numel() for x in params))
     largest = 0.0
     u /= np.linalg.norm(u)
     try:
@@ -414,7 +410,6 @@ def certify(
     K: float = 1.0,
     project: Callable[[Tensor], Tensor] = lambda W: W,
     gradient_error: float = 0.0,
-    K_estimate: float = 0.0,
     radius: float = 1e-3,
 ) -> Certificate:
     """Certificate of f = E[g(W x + b)] + lam ‖W‖²_F at the present parameters.
@@ -433,20 +428,17 @@ def certify(
             the true one (`K_estimate`) it asks for more than the definition, above it lam takes over.
         project: the part of W that the lemma speaks of, where that is not the whole (linear, acts from the right).
         gradient_error: how far ∇f, as it is computed, may be from that of the f that is meant.
-        K_estimate: the largest `lipschitz` found elsewhere along the run; here it is measured too.
         radius: of `lipschitz`.
     """
     with torch.enable_grad():
         gradients = torch.autograd.grad(objective(), [*params, W], materialize_grads=True)
     gradient_norm, w_norm = norm(gradients[:-1]), float(project(W.detach()).norm())
     threshold, stationary = min(sqrt(K * rho), lam or inf), gradient_norm <= rho
-    accuracies = (threshold / 4, (lam or threshold) / 4)
-    if not stationary:  # it takes long where the spectrum is wide
-        accuracies = inf, inf
+    accuracies = (threshold / 4, (lam or threshold) / 4) if stationary else (inf, inf)  # it takes long on wide spectra
     smallest = lambda_min(objective, params, accuracies[0])[0]
     denominator = (2 * lam + lambda_min(objective, [b], accuracies[1])[0]) * (1 - 1e-6)  # rounds the bound up
     bound = float(project(gradients[-1]).norm()) / denominator if denominator > 0 else 0.0
-    K_estimate = max(K_estimate, lipschitz(objective, params, radius))
+    K_estimate = lipschitz(objective, params, radius)
     slack = 2 * lam - sqrt(K_estimate * rho)
     return Certificate(
         gradient_norm=gradient_norm,

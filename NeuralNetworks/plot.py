@@ -17,8 +17,8 @@ from run import BLUE, GREEN, GREY, ORANGE, RED, STYLE, legend_below, perturbatio
 from train import Result, Training
 
 FADE = LinearSegmentedColormap.from_list("fade", [RED, BLUE])
-FRAMES = 30
-"""of the animation"""
+FRAMES, WAYS = 30, 150
+"""of the animation, and neurons whose way is drawn"""
 
 
 def figures(training: Training, result: Result) -> dict[str, Figure]:
@@ -27,7 +27,10 @@ def figures(training: Training, result: Result) -> dict[str, Figure]:
     U, W = training.U, training.student.W.detach()
     if W.shape[1] > 2:
         before, after = (torch.linalg.svdvals(x).cpu().numpy() for x in (training.W_initial, W))
-        drawn["spectrum"] = spectrum(before, after, len(U))
+        trained = np.maximum(after, 1e-16 * before[0])
+        curves = {"initialized": (before, "o-", RED, 5), "trained": (trained, "s-", BLUE, 5)}
+        told = f"the teacher uses {len(U)} direction{'s' * (len(U) != 1)}"
+        drawn["spectrum"] = spectrum(curves, len(U), told, columns=3)
     if W.shape[1] == 2:
         drawn["fig3_weights"] = weights(result.history, training.direction)
     return drawn
@@ -57,18 +60,17 @@ def toys(ends: dict[str, np.ndarray]) -> dict[str, Figure]:
 
 
 @rc_context(STYLE)
-def weights(history: dict[str, np.ndarray], u: np.ndarray | None, trajectories: int = 150) -> Figure:
+def weights(history: dict[str, np.ndarray], u: np.ndarray | None) -> Figure:
     """Figure 3: every neuron's weights in the plane, as initialized and as trained, with some of the ways between.
 
     Args:
         history: of a training with d = 2.
         u: (2,) the teacher's direction; None if it has not one.
-        trajectories: of so many neurons the way is drawn.
     """
     figure = Figure(figsize=(6.4, 6), layout="constrained")
     axes = figure.subplots()
     W = history["weights"]
-    paths = W[:, :: max(1, W.shape[1] // trajectories)].transpose(1, 0, 2)
+    paths = W[:, :: max(1, W.shape[1] // WAYS)].transpose(1, 0, 2)
     segments = np.stack([paths[:, :-1], paths[:, 1:]], axis=2)
     travelled = np.cumsum(np.linalg.norm(paths[:, 1:] - paths[:, :-1], axis=2).mean(0))
     colors = np.broadcast_to(FADE(travelled / max(travelled[-1], 1e-300)), (*segments.shape[:2], 4)).reshape(-1, 4)
@@ -142,23 +144,24 @@ def norms(result: Result, lam: float) -> Figure:
 
 
 @rc_context(STYLE)
-def spectrum(before: np.ndarray, after: np.ndarray, k: int) -> Figure:
-    """Singular values of W before and after training; the teacher uses k directions.
+def spectrum(curves: dict[str, tuple[np.ndarray, str, str, int]], k: int, told: str, columns: int) -> Figure:
+    """Singular values of W, largest first.
 
     Args:
-        before, after: singular values, largest first.
-        k: number of the teacher's directions.
+        curves: values, style, colour and size, by label.
+        k: number of directions that there are; a line after the k-th says so.
+        told: the line's label.
+        columns: of the legend.
     """
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
-    i = np.arange(1, len(before) + 1)
-    floor = 1e-16 * before[0]
-    axes.plot(i, before, "o-", color=RED, markersize=5, linewidth=1, label="initialized")
-    axes.plot(i, np.maximum(after, floor), "s-", color=BLUE, markersize=5, linewidth=1, label="trained")
-    axes.axvline(k + 0.5, color=GREY, linestyle=":", label=f"the teacher uses {k} direction{'s' * (k != 1)}")
+    for label, (values, style, color, size) in curves.items():
+        i = np.arange(1, len(values) + 1)
+        axes.plot(i, values, style, color=color, markersize=size, linewidth=1, label=label)
+    axes.axvline(k + 0.5, color=GREY, linestyle=":", label=told)
     axes.set(yscale="log", xlabel="index", ylabel=r"singular value of $W$")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    legend_below(figure, columns=3)
+    legend_below(figure, columns=columns)
     return figure
 
 

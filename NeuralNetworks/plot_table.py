@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+import plot
 from model import effective_rank
 from run import BLUE, GREEN, GREY, ORANGE, RED, STYLE, legend_below
 
@@ -47,40 +48,27 @@ def answer(model: "Estimator", table: "Table") -> Figure:
     name = "the network, mean over the other directions" if several else "the network"
     panels[0].plot(grid, curve, color=BLUE, label=name)
     unit = "" if model.inputs == "raw" else ", standard deviations"
-    panels[0].set(xlabel=f"leading direction{unit}", ylabel=label)
-    panels[0].set(xlim=_range(t[:, 0]), ylim=_range(y))
+    panels[0].set(xlabel=f"leading direction{unit}", ylabel=label, xlim=_range(t[:, 0]), ylim=_range(y))
     if several:
-        _plane(figure, panels[1], model, t[rows], table.y[rows], _ends(table.y), label)
+        _plane(panels[1], model, table, t[rows], rows, label)
     legend_below(figure, columns=2)
     return figure
 
 
-def _ends(y: NDArray) -> tuple[float, float]:
-    """Where all but the outermost 4 % lie; all, where nearly all are the same."""
-    low, high = np.quantile(y, [0.02, 0.98])
-    return (low, high) if low < high else (y.min(), y.max())
-
-
-def _plane(
-    figure: Figure,
-    axes: Axes,
-    model: "Estimator",
-    t: NDArray,
-    y: NDArray,
-    ends: tuple[float, float],
-    label: str,
-) -> None:
+def _plane(axes: Axes, model: "Estimator", table: "Table", t: NDArray, rows: NDArray, label: str) -> None:
+    low, high = np.quantile(table.y, [0.02, 0.98])  # where all but the outermost 4 % lie
+    low, high = (low, high) if low < high else (table.y.min(), table.y.max())  # all, where nearly all are the same
     sides = [np.linspace(*_range(t[:, i]), 80) for i in (0, 1)]
     mesh = np.tile(t.mean(0), (80 * 80, 1))
     mesh[:, :2] = np.stack(np.meshgrid(*sides), -1).reshape(-1, 2)
-    values, (low, high) = model.answers_along(mesh).reshape(80, 80), ends
+    values = model.answers_along(mesh).reshape(80, 80)
     color = {"cmap": "viridis", "vmin": low, "vmax": high}
     axes.contourf(*sides, np.clip(values, low, high), levels=np.linspace(low, high, 15), alpha=0.45, **color)
-    points = axes.scatter(*t[:, :2].T, c=y, s=9, linewidths=0.2, edgecolors="white", rasterized=True, **color)
-    figure.colorbar(points, ax=axes).set_label(label)
-    axes.set(xlabel="first direction", ylabel="second direction")
+    white = dict(s=9, linewidths=0.2, edgecolors="white", rasterized=True)
+    points = axes.scatter(*t[:, :2].T, c=table.y[rows], **white, **color)
+    axes.figure.colorbar(points, ax=axes).set_label(label)
+    axes.set(xlabel="first direction", ylabel="second direction", xlim=sides[0][[0, -1]], ylim=sides[1][[0, -1]])
     axes.set_title("rows as points, the network as ground", fontsize=10)
-    axes.set(xlim=sides[0][[0, -1]], ylim=sides[1][[0, -1]])
 
 
 def _range(values: NDArray) -> tuple[float, float]:
@@ -89,24 +77,15 @@ def _range(values: NDArray) -> tuple[float, float]:
     return low - 0.05 * (high - low), high + 0.05 * (high - low)
 
 
-@rc_context(STYLE)
 def spectrum(model: "Estimator") -> Figure:
     """Singular values of W: as drawn, at the chosen λ, and fitted anew on the directions that are kept."""
     discovery, k = model.discovery_, model.n_directions_
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axes, i = figure.subplots(), np.arange(1, len(discovery.initial) + 1)
     trained = np.maximum(model.spectrum_, 1e-4 * discovery.initial[0])
     label = rf"trained, all directions, $\lambda$ = {discovery.full.lam:.2g}"
-    axes.plot(i, discovery.initial, "o-", color=RED, markersize=5, linewidth=1, label="as drawn")
-    axes.plot(i, trained, "s-", color=BLUE, markersize=5, linewidth=1, label=label)
+    curves = {"as drawn": (discovery.initial, "o-", RED, 5), label: (trained, "s-", BLUE, 5)}
     if k:
-        kept = model.network_.spectrum()
-        axes.plot(i[:k], kept, "D", color=GREEN, markersize=6, label="fitted on those that are kept")
-    axes.axvline(k + 0.5, color=GREY, linestyle=":", label=f"{k} kept")
-    axes.set(yscale="log", xlabel="index", ylabel=r"singular value of $W$")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    legend_below(figure, columns=2)
-    return figure
+        curves["fitted on those that are kept"] = model.network_.spectrum(), "D", GREEN, 6
+    return plot.spectrum(curves, k, f"{k} kept", columns=2)
 
 
 @rc_context(STYLE)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import LOSSES, Batch, Level, Loss, finer, parallel, perpendicular, risk
+from model import LOSSES, Batch, Level, finer, parallel, perpendicular, risk
 from pgd import PGD, Certificate, certify, norm
 from run import Descent, State
 
@@ -45,11 +45,7 @@ def complete(config: "Config") -> "Config":
     lr = config.width * (0.05 if config.trained == "all" else 2 if momentum else 1)
     # λ's own curvature is 2λ: the heavy ball is stable below (1 + momentum)/λ, and half of 1/λ is one step to W = 0.
     most = max((1 if momentum else 0.5) / max(config.lam, 1e-30), 1e-30)
-    defaults = dict(
-        lr=min(lr, most),
-        momentum=momentum,
-        rho=max(config.lam / 5, 1e-30) if config.lam else 1e-6,
-    )
+    defaults = dict(lr=min(lr, most), momentum=momentum, rho=max(config.lam / 5, 1e-30) if config.lam else 1e-6)
     return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
 
 
@@ -77,7 +73,6 @@ class Training(Descent):
         rule: where the population risk is meant, rule(level) is a batch for it, the finer the higher the level. f is
             reported on the present level, the certificate taken on one finer along and across; how far its ∇f is from
             that of one finer still is the certificate's gradient_error. None: the data are all that is meant.
-        loss: instead of config's.
     """
 
     def __init__(
@@ -88,7 +83,6 @@ class Training(Descent):
         config: "Config",
         generator: torch.Generator,
         rule: Callable[[Level], Batch] | None = None,
-        loss: Loss | None = None,
     ) -> None:
         config, self._fresh = complete(config), callable(data)
         self.student, self.data, self.U, self.config = student, data, U, config
@@ -96,7 +90,7 @@ class Training(Descent):
         if rule is None:
             only = self.batch()
             self.rule = lambda level: only
-        self.loss, self.W_initial, self._start = loss or LOSSES[config.loss], student.W.detach().clone(), perf_counter()
+        self.loss, self.W_initial, self._start = LOSSES[config.loss], student.W.detach().clone(), perf_counter()
         params = {name: x for name, x in student.named_parameters() if x.requires_grad}
         pgd = PGD(
             params.values(),

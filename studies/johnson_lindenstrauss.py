@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from bisect import bisect_right as bisect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import inf
 from pathlib import Path
@@ -227,6 +227,16 @@ def needed_quartiles(runs: list[dict[int, float]], epsilon: float) -> object:
     return tuple(np.quantile(needs, [0.25, 0.5, 0.75]))
 
 
+def along(rows: list[Row], titles: dict[str, str], columns: Sequence[str], **x: Sequence) -> tuple[dict, list[list]]:
+    """Panels for `draw`, by the data's titles: the columns' quartiles along x; and a table's lines of these."""
+    ((name, values),) = x.items()
+    panels, body = {}, []
+    for data, title in titles.items():
+        panels[title] = {c: {v: quartiles(rows, c, data=data, **{name: v}) for v in values} for c in columns}
+        body += [[data, v, *(curve[v] for curve in panels[title].values())] for v in values]
+    return panels, body
+
+
 def dimensions(options: Sweep, n: Size = 100) -> None:
     """Worst distortion against k, and the k needed for a worst distortion of 0.5, 0.2 and 0.1."""
     seeds = range(options.seeds)
@@ -238,17 +248,15 @@ def dimensions(options: Sweep, n: Size = 100) -> None:
         for row in (row for row in rows if row["data"] == data):
             for method in METHODS & row.keys():
                 runs[method][row["seed"]][row["k"]] = row[method]
-        curves = {
+        panels[f"{n} {data}, d = {DATA[data]}"] = {
             method: {k: quartiles(rows, method, data=data, k=k) for k in each[0]} for method, each in runs.items()
         }
-        panels[f"{n} {data}, d = {DATA[data]}"] = curves
         # The norms of n vectors are distances of n + 1 points: the origin is the last.
         asked = {int(johnson_lindenstrauss_min_dim(n + (data == "vectors"), eps=eps)): eps for eps in EPSILONS}
         theory[data] = asked
         body += [[data, eps, *(needed_quartiles(x, eps) for x in runs.values()), k] for k, eps in asked.items()]
-    figure = draw(
-        panels, [(BLUE, "o-"), (GREEN, "s-."), (RED, "v-"), (RED, "v:"), (ORANGE, "^--")], "dimensions kept, k"
-    )
+    styles = [(BLUE, "o-"), (GREEN, "s-."), (RED, "v-"), (RED, "v:"), (ORANGE, "^--")]
+    figure = draw(panels, styles, "dimensions kept, k")
     for axes, asked in zip(figure.axes, theory.values(), strict=True):
         axes.plot(*zip(*asked.items(), strict=True), "*", color="black", markersize=9, label="scikit-learn's bound")
         axes.set_xscale("log", base=2)
@@ -265,19 +273,11 @@ def nuclear(options: Sweep, n: Annotated[int, Field(ge=5, le=200)] = 50) -> None
     cases = [dict(data=data, n=n, delta=eps, seed=seed) for data in names for eps in EPSILONS for seed in seeds]
     rows = sweep(run_numax, cases, "nuclear", options)
     needs = (SEEING[0], "NuMax", "NuMax, truncated", SEEING[1])
-    panels = {
-        f"{n} {data}, d = {DATA[data]}": {
-            x: {eps: quartiles(rows, x, data=data, delta=eps) for eps in EPSILONS} for x in needs
-        }
-        for data in names
-    }
-    figure = draw(
-        panels, [(BLUE, "o-"), (ORANGE, "D-"), (PURPLE, "v--"), (GREEN, "s-.")], "worst distortion allowed, δ"
-    )
+    panels, body = along(rows, {data: f"{n} {data}, d = {DATA[data]}" for data in names}, needs, delta=EPSILONS)
+    styles = [(BLUE, "o-"), (ORANGE, "D-"), (PURPLE, "v--"), (GREEN, "s-.")]
+    figure = draw(panels, styles, "worst distortion allowed, δ")
     figure.axes[0].set_ylabel("dimensions needed, k")
     legend_below(figure, 4)
-    curves = zip(names, panels.values(), strict=True)
-    body = [[data, eps, *(curve[x][eps] for x in needs)] for data, curve in curves for eps in EPSILONS]
     missed = max(row["missed"] for row in rows)
     report("study_nuclear", ["data", "δ", *needs], body, figure, options.out, {"missed": missed, "n": n})
 
@@ -319,16 +319,12 @@ def starts(options: Sweep, n: Annotated[int, Field(ge=11, le=1797)] = 500) -> No
             least, most, sosps = float(reached.min()), float(reached.max()), sum(row["sosp"] for row in those)
             body.append([k, start, least, float(np.median(reached)), most, f"{sosps:.0f} of {len(those)}", half])
     axes.axhline(0.5, color=GREY, linestyle=":", label="half")
-    ticks = [f"k = {k}" for k in STARTS_K]
-    axes.set(
-        ylim=(0.45, 1), xticks=range(len(ticks)), xticklabels=ticks, ylabel="share of best-scaled PCA's distortion"
-    )
-    axes.set_title(f"all distances of {n} digits")
+    axes.set(ylim=(0.45, 1), ylabel="share of best-scaled PCA's distortion", title=f"all distances of {n} digits")
+    axes.set_xticks(range(len(STARTS_K)), [f"k = {k}" for k in STARTS_K])
     legend_below(figure, 4)
     header = ["k", "start", "least", "median", "most", "SOSPs", "half of best-scaled PCA's"]
-    report(
-        "study_starts", header, sorted(body, key=lambda x: x[0]), figure, options.out, {"n": n, "seeds": options.seeds}
-    )
+    body.sort(key=lambda line: line[0])
+    report("study_starts", header, body, figure, options.out, {"n": n, "seeds": options.seeds})
 
 
 def generalization(options: Sweep, n: tuple[Size, ...] = (50, 100, 400)) -> None:
@@ -336,24 +332,12 @@ def generalization(options: Sweep, n: tuple[Size, ...] = (50, 100, 400)) -> None
     cases = [dict(data=data, n=size, seed=seed) for data in DATA for size in n for seed in range(options.seeds)]
     rows = sweep(run_generalization, cases, "generalization", options)
     columns = [f"{method}, {which}" for method in GENERAL for which in ("seen", "unseen")]
-    panels = {
-        f"{data}, d = {d}, k = {HELD_OUT_K}": {
-            column: {size: quartiles(rows, column, data=data, n=size) for size in n} for column in columns
-        }
-        for data, d in DATA.items()
-    }
-    styles = [
-        (color, style)
-        for color, mark in zip((BLUE, ORANGE, GREEN, RED), "oDsv", strict=True)
-        for style in ("--", f"{mark}-")
-    ]
+    titles = {data: f"{data}, d = {d}, k = {HELD_OUT_K}" for data, d in DATA.items()}
+    panels, body = along(rows, titles, columns, n=n)
+    marks = zip((BLUE, ORANGE, GREEN, RED), "oDsv", strict=True)
+    styles = [(color, style) for color, mark in marks for style in ("--", f"{mark}-")]
     figure = draw(panels, styles, "points fitted to, n")
     legend_below(figure, 3)
-    body = [
-        [data, size, *(curve[size] for curve in curves.values())]
-        for data, curves in zip(DATA, panels.values(), strict=True)
-        for size in n
-    ]
     most = {column: quartiles(rows, column, data="digits", n=max(n))[1] for column in columns} | {"n": max(n)}
     report("study_generalization", ["data", "n", *columns], body, figure, options.out, most)
 
@@ -363,17 +347,12 @@ def neighbours(options: Sweep, n: Annotated[int, Field(gt=NEIGHBOURS, le=569)] =
     names, seeds = ("digits", "breast cancer"), range(options.seeds)
     cases = [dict(data=data, n=n, k=k, seed=seed) for data in names for k in NEIGHBOURS_K for seed in seeds]
     rows = sweep(run_neighbours, cases, "neighbours", options)
-    panels = {
-        f"{n} of {data}": {x: {k: quartiles(rows, x, data=data, k=k) for k in NEIGHBOURS_K} for x in SEARCHED}
-        for data in names
-    }
+    panels, body = along(rows, {data: f"{n} of {data}" for data in names}, SEARCHED, k=NEIGHBOURS_K)
     figure = draw(panels, [(BLUE, "o-"), (GREEN, "s-."), (RED, "v:"), (ORANGE, "^--")], "dimensions kept, k")
     for axes in figure.axes:
         axes.set(yscale="linear", ylim=(0, 1.02))
     figure.axes[0].set_ylabel(f"recall of {NEIGHBOURS} neighbours")
     legend_below(figure, 4)
-    curves = zip(names, panels.values(), strict=True)
-    body = [[data, k, *(curve[x][k] for x in SEARCHED)] for data, curve in curves for k in NEIGHBOURS_K]
     report("study_neighbours", ["data", "k", *SEARCHED], body, figure, options.out, {"n": n, "neighbours": NEIGHBOURS})
 
 

@@ -134,9 +134,7 @@ def bands(axes: Axes, x: tuple, lines: dict[str, list], logarithmic: str = "x", 
     """A line with its quartiles a label; logarithmic: directions with plain numbers at their ticks."""
     for place, ((label, quartile), (color, style)) in enumerate(zip(lines.items(), LINES, strict=False)):
         band(axes, x, quartile, style, color=color, label=label, zorder=3 - place / 10)
-    for direction in logarithmic:
-        how[f"{direction}scale"] = "log"
-    axes.set(**how)
+    axes.set(**how, **{f"{direction}scale": "log" for direction in logarithmic})
     for direction in logarithmic:
         ticks = dict(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter="{x:g}")
         getattr(axes, f"{direction}axis").set(**ticks)
@@ -160,9 +158,7 @@ def smoothing(options: Sweep) -> None:
         bands(axes, LAMS, lines, "y" if column == "steps" else "", ylabel=label)
     panels[2].set(xlabel=r"$\lambda$", xscale="log", yscale="log")
     legend_below(figure)
-    here = {lam: dict(epsilon=0.01, lam=lam) for lam in LAMS}
-    findings = {f"cut_{lam:g}": quartiles(rows, "cut", **here[lam])[1] for lam in LAMS}
-    findings |= {f"steps_{lam:g}": quartiles(rows, "steps", **here[lam])[1] for lam in LAMS}
+    findings = {f"{c}_{lam:g}": quartiles(rows, c, epsilon=0.01, lam=lam)[1] for c in ("cut", "steps") for lam in LAMS}
     report("study_smoothing", header, body, figure, options.out, findings)
 
 

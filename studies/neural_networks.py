@@ -131,12 +131,12 @@ def exact(**change: object) -> Training:
 
 
 def descend(case: Row) -> Row:
-    """PGD on the exact risk to a ρ-SOSP: ‖W⊥‖, its bounds (None where there is none), whether the first holds."""
+    """PGD on the exact risk to a ρ-SOSP: ‖W⊥‖, its bounds (None where there is none), whether the first is one."""
     result = whole(exact(**EXACT | case).result())
     certificate, start = result.certificate, float(result.history["w_perp"][0])
     w_perp, identity = certificate.w_norm, certificate.w_norm_bound
     bounds = dict(identity=identity, lemma=certificate.lemma_bound)
-    holds = identity is None or w_perp <= max(identity, ROUNDING)
+    holds = identity is not None and w_perp <= max(identity, ROUNDING)
     ends = dict(steps=result.steps, is_sosp=certificate.is_sosp, holds=holds)
     return dict(w_perp_initial=start, w_perp=w_perp) | bounds | ends
 
@@ -193,12 +193,8 @@ def planted(case: Row) -> tuple[np.ndarray, ...]:
     """X (n, d), y (n,), directions (k, d) of X that y depends on, and further X, y to test on."""
     rng, (n, d, noise, kind) = np.random.default_rng(case["seed"]), (case[x] for x in ("n", "d", "noise", "rows"))
     if kind in ("digits", "pixels"):
-        n, pixels = 1400, rng.permutation(load_digits().data)
-        X = (
-            PCA(d, whiten=True, svd_solver="full").fit_transform(pixels)
-            if kind == "digits"
-            else pixels - pixels.mean(0)
-        )
+        n, X = 1400, rng.permutation(load_digits().data)
+        X = PCA(d, whiten=True, svd_solver="full").fit_transform(X) if kind == "digits" else X - X.mean(0)
         X = X[:, X.std(0) > 0]
         whitening = Whitening(X, "whiten")
         latent, M = whitening(X), whitening.M

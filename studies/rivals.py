@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import cycle
 
 import networkx as nx
 import numpy as np
@@ -94,14 +95,10 @@ def cuts_of_simulated_bifurcation(graph: Graph, seconds: float, seed: int, agent
     torch.set_num_threads(cores)
 
     def cuts() -> Iterator[float]:
-        mode = 0
-        while True:
-            mode = 1 - mode
+        for mode in cycle(("discrete", "ballistic")):
             with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that no agent has converged: their signs count all the same
-                s, _ = sb.minimize(
-                    W, domain="spin", agents=agents, max_steps=1000, mode=("ballistic", "discrete")[mode], verbose=False
-                )
+                s, _ = sb.minimize(W, domain="spin", agents=agents, max_steps=1000, mode=mode, verbose=False)
             yield value(graph, s.double().cpu().numpy())
 
     return improvements(since, seconds, cuts())

@@ -66,11 +66,9 @@ def sweep(run: Callable[[Row], Row], cases: Sequence[Row], name: str, options: S
     writable(folder)
     files = [folder / f"{joblib.hash([code, case])}.json" for case in cases]
     todo = [(run, case, file) for case, file in zip(cases, files, strict=True) if not file.exists()]
-    if len(todo) < len(cases):
-        print(f"{len(cases) - len(todo)} of {len(cases)} runs were finished before", file=sys.stderr)
-    with tqdm(
-        desc=name, total=len(cases), initial=len(cases) - len(todo), unit=" runs", disable=None, leave=False
-    ) as bar:
+    if done := len(cases) - len(todo):
+        print(f"{done} of {len(cases)} runs were finished before", file=sys.stderr)
+    with tqdm(desc=name, total=len(cases), initial=done, unit=" runs", disable=None, leave=False) as bar:
         for _ in _finished(todo, folder, options) if todo else ():
             bar.update()
     return [case | json.loads(file.read_text(encoding="utf-8")) for case, file in zip(cases, files, strict=True)]

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from main import Config, main
+from optimizer import Derandomization
 from run import command_line
+from search import search
 
 FOLDER = Path(__file__).parents[1]
 FIGURES = {f"{name}.{suffix}" for name in ("fig4_cut", "fig5_sigma", "graph", "saddle") for suffix in ("png", "pdf")}
@@ -104,6 +107,22 @@ def test_seconds_are_used_for_a_better_cut(tmp_path, capsys, undrawn):
     with np.load(tmp_path / "many" / "history.npz") as history:
         assert history["search_cut"][-1] == many["cut"]
     assert "more descents" in capsys.readouterr().out
+
+
+def test_on_two_cores_others_search_while_the_first_descent_runs_which_is_the_same_in_every_run(
+    tmp_path, undrawn, monkeypatch
+):
+    runs, searched, cores = [], [], torch.get_num_threads()
+    monkeypatch.setattr("main.search", lambda *how: searched.append(how[-1]) or search(*how))
+    for name in "ab":
+        torch.set_num_threads(2)  # main sets one, for the descent
+        main(Config(n=80, p=0.15, roundings=10, steps=500, seconds=2, out=tmp_path / name))
+        with np.load(tmp_path / name / "history.npz") as history:
+            runs.append({key: history[key] for key in ("step", "drawn_cut", "expected_cut", "kicks")})
+    torch.set_num_threads(cores)
+    assert all(isinstance(first, Derandomization) for first in searched) and len(searched) == 2
+    assert all((runs[0][key] == runs[1][key]).all() for key in runs[0])
+    assert results(tmp_path / "a")["steps"] > 100 and results(tmp_path / "a")["certificate"]["is_sosp"]
 
 
 @pytest.mark.soak
@@ -278,16 +297,21 @@ def test_ctrl_c_while_the_bound_is_awaited_saves_the_cut(tmp_path, capsys, monke
 
 
 @pytest.mark.parametrize(
-    "flags, sign",
-    [(["--steps", "100000", "--growth", "1"], b"E[cut]"), (["--seconds", "600", "--steps", "300"], b"cut ")],
-    ids=["descent", "search"],
+    "flags, sign, cores",
+    [
+        (["--steps", "100000", "--growth", "1"], b"E[cut]", "1"),
+        (["--seconds", "600", "--steps", "300"], b"cut ", "1"),
+        (["--seconds", "600", "--steps", "100000"], b"E[cut]", "2"),
+    ],
+    ids=["descent", "search", "both"],
 )
-def test_ctrl_c_saves_the_cut_so_far(tmp_path, flags, sign):
+def test_ctrl_c_saves_the_cut_so_far(tmp_path, flags, sign, cores):
     arguments = ["--n", "210", "--p", "0.1", *flags, "--out", tmp_path]
     terminal, stderr = pty.openpty()  # a progress bar shows that the descent is under way
     termios.tcsetwinsize(stderr, (24, 120))
     command = [sys.executable, FOLDER / "main.py", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
+    own = os.environ | {"OMP_NUM_THREADS": cores}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=own) as process:
         shown = b""
         while sign not in shown:
             shown += os.read(terminal, 1000)

@@ -208,6 +208,7 @@ def test_a_search_ends_in_time_gives_up_what_is_late_and_learns_how_slow_the_mac
     take_in = Reheating.take_in
     monkeypatch.setattr("search.time", SimpleNamespace(perf_counter=lambda: clock.now))
     monkeypatch.setattr(Ways, "seconds", lambda ways, way: 0.02)
+    monkeypatch.setattr(Ways, "trial", lambda ways: (False, 1.0))
     monkeypatch.setattr(Ways, "__call__", descend)
     monkeypatch.setattr(Reheating, "take_in", lambda self, *batch: seen.append(self) or take_in(self, *batch))
     generator = torch.Generator().manual_seed(0)
@@ -259,11 +260,11 @@ class First:
 
     def __init__(self, searched: threading.Event, s: torch.Tensor, interrupted=False, error=None) -> None:
         self.searched, self.s, self.interrupted, self.error = searched, s, interrupted, error
-        self.takes = 60.0
+        self.remaining, self.history = 60.0, {"step": [0]}
 
     def run(self) -> "First":
         assert self.searched.wait(30)
-        self.takes = 0.0
+        self.remaining = 0.0
         if self.error:
             raise self.error
         return self

@@ -248,7 +248,20 @@ def sides(n: int):
 
 
 def test_clusters_help_on_a_torus_and_not_on_a_random_graph():
-    assert ways_on(grid(60)).clusters_help() and not ways_on(random_graph(3000, 0.003, 0)).clusters_help()
+    assert ways_on(grid(60)).trial()[0] and not ways_on(random_graph(3000, 0.003, 0)).trial()[0]
+
+
+@pytest.mark.parametrize("slow, said", [(0.1, 1.0), (3.0, 3.0), (50.0, 5.0)])
+def test_a_trial_says_how_slow_the_machine_is(slow, said, monkeypatch):
+    made, anneal, left = ways_on(gaussian(40, 0.3, 1)), module.simulated_annealing, clock(monkeypatch, 1.0)
+    planned = 3e-7 * made.graph.m + 4e-6 + 125 * 1e-8 * 40 * (1 + 40 / 200_000)
+
+    def timed(cuts: int, *rest: object):
+        left[0] -= slow * planned * cuts
+        return anneal(cuts, *rest)
+
+    monkeypatch.setattr(module, "simulated_annealing", timed)
+    assert made.trial()[1] == pytest.approx(said)
 
 
 @pytest.mark.parametrize("speed", [1, 10])
