@@ -75,6 +75,8 @@ class Reheating:
     ) -> None:
         trim()  # of what came before
         self.first = first
+        if first is not None:  # which draws from the other at the same time
+            generator = torch.Generator().manual_seed(generator.initial_seed() + 2)
         self.ways, self.found, self.generator, self.checkpoint = ways, found, generator, checkpoint
         self.left, self.descents, self.lock = left, config.descents or inf, Lock()
         self.slowness = 1.0  # of the machine, beside what is planned
@@ -168,6 +170,8 @@ class Reheating:
             stop.set()
         for worker in made:
             worker.result()
+        if not self.found.interrupted:
+            self.checkpoint.keep("search", self.state_dict, finished=True)
 
     def take_first(self, progress: Callable[[], float]) -> None:
         """Run the first descent, and add its cut to the search."""
@@ -205,6 +209,12 @@ class Reheating:
         found.account(batch.way, batch.seconds, found.best[-1] - before)
 
 
+def reached(cut: float, bound: float, whole: bool) -> bool:
+    """Whether the cut is as large as the bound lets it be, but for rounding; whole: whether all weights are."""
+    ceiling = bound * (1 - 1e-12)
+    return cut >= (floor(ceiling * (1 + 1e-9)) if whole and ceiling < inf else ceiling)
+
+
 def search(
     graph: Graph,
     V: Tensor,
@@ -221,8 +231,7 @@ def search(
     """Descend from reheated cuts until config.seconds after `since`, until the bound is reached, or until Ctrl-C.
 
     Args:
-        graph: the graph.
-        V: (n, k) unit vectors, the SDP's.
+        graph, V: the graph, and (n, k) unit vectors, the SDP's.
         s: (n,) sides ±1, the cut to begin with.
         config: hyperparameters; `seconds` is when to stop, `descents` after how many.
         generator: of all randomness.
@@ -238,18 +247,14 @@ def search(
     found = Search.of(reduced, s.cpu().numpy(), time.perf_counter() - since)
     ways = Ways(reduced.graph, V[torch.from_numpy(reduced.vertices).to(V.device)], config.epsilon, config.rank)
     whole = bool((graph.w == graph.w.round()).all())
-    if first is not None:  # which draws from the other at the same time
-        generator = torch.Generator().manual_seed(generator.initial_seed() + 2)
 
     def left() -> float:
-        ceiling = bound() * (1 - 1e-12)  # rounding may hide that it is reached
-        if stop.is_set() or found.best[-1] >= (floor(ceiling * (1 + 1e-9)) if whole and ceiling < inf else ceiling):
+        if stop.is_set() or reached(found.best[-1], bound(), whole):
             return 0.0
-        if config.seconds is None:
-            return inf
-        limit, running = max(config.seconds - reserve(), config.seconds / 2), reheating.first
+        limit = inf if config.seconds is None else max(config.seconds - reserve(), config.seconds / 2)
         # The first descent may take longer than it should: until it has ended there is nothing to save time for.
-        return max(limit - (time.perf_counter() - since), running.remaining if running else 0.0)
+        remaining = running.remaining if (running := reheating.first) else 0.0
+        return max(limit - (time.perf_counter() - since), remaining)
 
     def progress() -> float:
         elapsed = time.perf_counter() - since
@@ -269,6 +274,4 @@ def search(
     torch.set_num_threads(threads)
     if first and not first.history:  # Ctrl-C came before its first step
         raise KeyboardInterrupt
-    if not found.interrupted:
-        checkpoint.keep("search", reheating.state_dict, finished=True)
     return found
