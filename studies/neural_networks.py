@@ -131,12 +131,12 @@ def exact(**change: object) -> Training:
 
 
 def descend(case: Row) -> Row:
-    """PGD on the exact risk to a ρ-SOSP: ‖W⊥‖, its bounds (None where there is none), whether the first is one."""
+    """PGD on the exact risk to a ρ-SOSP: ‖W⊥‖, its bounds (None where there is none), whether the first holds."""
     result = whole(exact(**EXACT | case).result())
     certificate, start = result.certificate, float(result.history["w_perp"][0])
     w_perp, identity = certificate.w_norm, certificate.w_norm_bound
     bounds = dict(identity=identity, lemma=certificate.lemma_bound)
-    holds = identity is not None and w_perp <= max(identity, ROUNDING)
+    holds = identity is None or w_perp <= max(identity, ROUNDING)
     ends = dict(steps=result.steps, is_sosp=certificate.is_sosp, holds=holds)
     return dict(w_perp_initial=start, w_perp=w_perp) | bounds | ends
 
