@@ -19,7 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import Problem, bound, bound_gradient, distortion, log_moments, metric, row_space, sampled, strongest, tail
+from model import (
+    Problem,
+    bound,
+    bound_gradient,
+    distortion,
+    distortions,
+    log_moments,
+    metric,
+    row_space,
+    sampled,
+    strongest,
+    tail,
+)
 from newton import DENSE, Newton, certificate, threads
 from pgd import PGD, Certificate, certify
 from run import Descent, State
@@ -447,7 +459,7 @@ def sample(problem: Problem, M: Tensor, tau: float, size: int, generator: torch.
     least, last = keys.min(0)
     kept = torch.arange(len(keys), device=keys.device) != last
     few = problem.subset(*(x[kept] for x in ends))
-    c = (few.q(M @ few.X.T, slice(None)) - 1).abs()  # a subset is one block
+    c = torch.cat([(q - 1).abs() for q in distortions(few, M)])
     few.log_weight = (least - tau / 2 * c).clamp(min=0)
     return few, worst
 
@@ -469,7 +481,7 @@ def matter(
     many = False
     if is_sample(before):  # it says how many would be heavy
         far = reach(M, s.square().item() / (len(M) * problem.d), tau, worst, MARGIN)
-        c = (before.q(M @ before.X.T, slice(None)) - 1).abs()
+        c = torch.cat([(q - 1).abs() for q in distortions(before, M)])
         many = float(before.log_weight[c >= c.max() - far].exp().sum()) > FEW
     if not many:
         few, worst = heavy(problem, M, s, tau, worst, MARGIN)

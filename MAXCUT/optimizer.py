@@ -329,7 +329,7 @@ class Derandomization(Descent):
     @property
     def remaining(self) -> float:
         """Seconds that the steps still to come take, at the pace of the last ones."""
-        return self.pace * (not self.pgd.converged) * (self.steps - self.t)
+        return 0.0 if self.pgd.converged else self.pace * (self.steps - self.t)
 
     @property
     def ramp(self) -> int:

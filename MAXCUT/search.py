@@ -75,7 +75,7 @@ class Reheating:
     ) -> None:
         trim()  # of what came before
         self.first = first
-        if first is not None:  # which draws from the other at the same time
+        if first:  # which draws from the other at the same time
             generator = torch.Generator().manual_seed(generator.initial_seed() + 2)
         self.ways, self.found, self.generator, self.checkpoint = ways, found, generator, checkpoint
         self.left, self.descents, self.lock = left, config.descents or inf, Lock()

@@ -206,7 +206,12 @@ class Ways:
             work = 5e-10 * (2 * m + 8 * n) * WAYS[way] + sweep * POLISH
         else:
             work = copies * (sweep * WAYS[way] + rounds * (1e-3 + 2e-7 * (n + m)))
-        return 2e-7 * m * stages + self.batch(way) * (1e-7 * (n + m) + work)
+        return self._planned(work, self.batch(way), stages)
+
+    def _planned(self, work: float, batch: int = 1, stages: int = 1) -> float:
+        """The seconds of a batch in which a cut takes `work`, and edges are read in every stage."""
+        n, m = self.graph.n, self.graph.m
+        return 2e-7 * m * stages + batch * (1e-7 * (n + m) + work)
 
     def most(self, way: str) -> float:
         """The seconds of the largest team."""
@@ -239,9 +244,8 @@ class Ways:
         one = self.annealing(s[:1], JOINED, FEW * QUICK, 0)[0]
         took = time.perf_counter() - start
         few = self.annealing(s, JOINED, QUICK, 0)
-        planned = 3e-7 * self.graph.m + 1e-7 * self.graph.n + FEW * QUICK * self.sweep
         helped = value(self.graph, together(self.graph, few, QUICK, 0)) > value(self.graph, one)
-        return helped, min(max(1.0, took / planned), SLOWEST)
+        return helped, min(max(1.0, took / self._planned(FEW * QUICK * self.sweep)), SLOWEST)
 
     def by_the_clock(self, s: np.ndarray, rng: np.random.Generator, left: Left) -> np.ndarray:
         """The cut s (n,) annealed for all of the seconds that are left, from where much of it is remembered; where
