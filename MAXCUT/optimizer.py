@@ -334,7 +334,7 @@ class Derandomization(Descent):
     @property
     def ramp(self) -> int:
         """Number of steps over which λ grows."""
-        return 0 if self.pure else max(1, round(0.6 * self.steps))
+        return 0 if self.pure else round(0.6 * self.steps)
 
     @property
     def lam(self) -> float:
@@ -402,8 +402,9 @@ class Derandomization(Descent):
         self.V *= length / self.V.norm(dim=1, keepdim=True).clamp_min(1e-30)
         self.mu.copy_(8 * self.problem.noise * s.to(self.mu))
         self.pgd = self._pgd(self.generator)
+        steps, self.steps = self.steps, self.t  # λ has grown, also where Ctrl-C ended the descent before
         try:
-            for _ in range(self.steps):
+            for _ in range(steps):
                 self.step()
                 if self.pgd.converged:
                     break

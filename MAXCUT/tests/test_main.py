@@ -316,7 +316,7 @@ def test_ctrl_c_saves_the_cut_so_far(tmp_path, flags, sign, cores):
         while sign not in shown:
             shown += os.read(terminal, 1000)
         process.send_signal(signal.SIGINT)
-        out = process.communicate(timeout=120)[0]
+        out = process.communicate(timeout=60)[0]
     os.close(terminal)
     os.close(stderr)
     assert process.returncode == 130 and "interrupted" in out

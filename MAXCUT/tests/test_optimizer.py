@@ -271,6 +271,27 @@ def test_lambda_grows_geometrically_and_then_stays_and_the_rule_sleeps_until_the
     assert result.kicks[0] == 0 and min(result.kicks[1:]) >= 900
 
 
+@pytest.mark.parametrize("before", [0, 3])
+def test_however_early_a_descent_was_interrupted_the_planted_cut_is_an_sosp_at_once(before):
+    graph, g = random_graph(), generator()
+    V = solve_sdp(graph, generator=g)
+    descent = Derandomization(graph, V, Config(steps=10**6), g)
+    step, taken = descent.step, []
+
+    def counted() -> None:
+        taken.append(descent.lam)
+        assert len(taken) < 500
+        step()
+
+    descent.step = counted
+    for _ in range(before):
+        descent.step()
+        descent.t += 1
+    descent.plant((V @ torch.randn(V.shape[1], generator=g)).sign())
+    assert descent.result().certificate.is_sosp and not descent.interrupted
+    assert len(taken) > before and set(taken[before:]) == {0.1}
+
+
 def test_the_descent_starts_at_goemans_williamson():
     graph, g = weighted_graph(40, seed=3, p=0.3), generator()
     V = solve_sdp(graph, generator=g)
