@@ -156,7 +156,7 @@ class PGD(torch.optim.Optimizer):
         scale = self.radius * uniform ** (1 / n) / norm(noise)
         for x, z in zip(params, noise, strict=True):
             x += scale * z
-        self.perturbations += 1
+        self.perturbations += self.radius > 0
 
     def _curvature_step(self, direction: list[Tensor]) -> None:
         params = self.param_groups[0]["params"]
@@ -377,7 +377,8 @@ class Certificate:
     """‖∇_W f‖ / (2 lam + λ_min(∇²_b E[g])), the identity in the lemma's proof, true at any point; None where the
     denominator is not positive, or so small that the errors of a rule which stands for E make it less than ‖W‖"""
     lemma_bound: float | None
-    """rho / (2 lam − √(K_estimate rho)), Lemma 3.1's own bound on every rho-SOSP's ‖W‖; None where it says nothing"""
+    """rho / (2 lam − √(K_estimate rho)), Lemma 3.1's own bound on every rho-SOSP's ‖W‖; None where it says nothing, and
+    where b is not among the parameters"""
     K_estimate: float
     """estimate of the Hessian's Lipschitz constant from below, see `lipschitz`"""
     rho: float
@@ -389,7 +390,7 @@ class Certificate:
 
     def __str__(self) -> str:
         bounds = "no bound" if self.w_norm_bound is None else f"≤ {self.w_norm_bound:.1e} by Stein's identity"
-        lemma = "is silent" if self.lemma_bound is None else f"says ≤ {self.lemma_bound:.1e}"
+        lemma = f"says ≤ {self.lemma_bound:.1e}" if self.lemma_bound is not None and self.is_sosp else "is silent"
         error = f" ± {self.gradient_error:.0e}" if self.gradient_error else ""
         gradient = f"‖∇f‖ = {self.gradient_norm:.1e}{error} (rho {self.rho:.0e})"
         share = f" ({self.lambda_min / (2 * self.lam):.1%} of 2λ)" if self.lam else ""
@@ -446,7 +447,7 @@ def certify(
         lambda_min=smallest,
         w_norm=w_norm,
         w_norm_bound=bound if denominator > 0 and w_norm <= bound + 1e-12 else None,
-        lemma_bound=rho / slack if slack > 0 else None,
+        lemma_bound=rho / slack if slack > 0 and any(x is b for x in params) else None,
         K_estimate=K_estimate,
         rho=rho,
         lam=lam,

@@ -126,8 +126,11 @@ class Checkpoint:
         part = self.file.with_name(f".{self.file.name}.part")
         buffer = io.BytesIO()  # torch.save on a path says RuntimeError where the system says why not
         torch.save(saved, buffer)
-        part.write_bytes(buffer.getbuffer())
-        os.replace(part, self.file)
+        try:
+            part.write_bytes(buffer.getbuffer())
+            os.replace(part, self.file)
+        finally:  # of a full disk, or Ctrl-C, no half of a file is left
+            part.unlink(missing_ok=True)
 
 
 class Descent(ABC):
@@ -195,12 +198,21 @@ class Descent(ABC):
                 checkpoint.keep("descent", self.state_dict, finished=True)
             except KeyboardInterrupt:
                 self.interrupted = True
-        self.snapshot()
+        with self.unbroken():
+            self.snapshot()
         return self
+
+    @contextmanager
+    def unbroken(self) -> Iterator[None]:
+        """Ctrl-C waits for the end of the block, and ends the run then."""
+        with held() as pressed:
+            yield
+        self.interrupted |= bool(pressed)
 
     def certified(self, measure: Callable[..., Certificate], *at: object, **how: object) -> Certificate | None:
         """measure(*at, **how), which may take longer than the descent; None where Ctrl-C comes first."""
-        with tqdm(desc="certificate", bar_format="{desc} …", disable=None, leave=False):
+        wait = "certificate …" + " (Ctrl-C leaves it out)" * self.interrupted
+        with tqdm(desc=wait, bar_format="{desc}", disable=None, leave=False):
             try:
                 return measure(*at, **how)
             except KeyboardInterrupt:
@@ -246,6 +258,21 @@ def writable(folder: Path) -> None:
 
 
 @contextmanager
+def held() -> Iterator[list[int]]:
+    """While the block runs Ctrl-C is only noted, in the list."""
+    pressed: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    first = threading.current_thread() is threading.main_thread() and callable(handler)  # else there is none to hold up
+    if first:
+        signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield pressed
+    finally:
+        if first:
+            signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
 def whole_files(folder: Path, sometimes: Sequence[str] = ()) -> Iterator[Path]:
     """A temporary folder, whose files at the end move to `folder`, each of them whole; Ctrl-C waits for that.
 
@@ -257,30 +284,24 @@ def whole_files(folder: Path, sometimes: Sequence[str] = ()) -> Iterator[Path]:
         OSError: `folder` can't be written to, or is full.
     """
     parts: dict[Path, Path] = {}
-    pressed: list[int] = []
-    handler = signal.getsignal(signal.SIGINT)
-    first = threading.current_thread() is threading.main_thread() and callable(handler)  # else there is none to hold up
-    if first:
-        signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
-    try:
-        with tempfile.TemporaryDirectory() as staging:
-            yield Path(staging)
-            parts = {folder / f".{file.name}.part": file for file in Path(staging).iterdir()}
+    with held() as pressed:
+        try:
+            with tempfile.TemporaryDirectory() as staging:
+                yield Path(staging)
+                parts = {folder / f".{file.name}.part": file for file in Path(staging).iterdir()}
+                for part, file in parts.items():
+                    if (folder / file.name).is_dir():
+                        raise IsADirectoryError(f"{file.name} is a folder there")
+                    shutil.copyfile(file, part)
             for part, file in parts.items():
-                if (folder / file.name).is_dir():
-                    raise IsADirectoryError(f"{file.name} is a folder there")
-                shutil.copyfile(file, part)
-        for part, file in parts.items():
-            os.replace(part, folder / file.name)
-        for name in set(sometimes) - {file.name for file in parts.values()}:
-            (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise OSError(f"the files can't be written to {folder}: {error.strerror or error}") from error
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
-        if first:
-            signal.signal(signal.SIGINT, handler)
+                os.replace(part, folder / file.name)
+            for name in set(sometimes) - {file.name for file in parts.values()}:
+                (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise OSError(f"the files can't be written to {folder}: {error.strerror or error}") from error
+        finally:
+            for part in parts:
+                part.unlink(missing_ok=True)
     if pressed:
         raise KeyboardInterrupt(f"the files are in {folder}")
 

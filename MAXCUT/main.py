@@ -6,7 +6,7 @@ Run it as it is for the paper's graph and figures 4 and 5; edit the defaults bel
 import gc
 import os
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,11 +22,11 @@ from pydantic.dataclasses import dataclass
 
 import plot
 import run
-from optimizer import Derandomization
+from optimizer import Derandomization, unperturbed
 from run import Count, Device, Momentum, NotNegative, Positive, Seed
 from sdp import goemans_williamson, sdp_value, solve_sdp, upper_bound
 from search import search
-from utilities import EXACT_LIMIT, aside, exact_maxcut, random_graph, read_graph, threads
+from utilities import EXACT_LIMIT, LARGE, aside, exact_maxcut, random_graph, read_graph
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ def main(config: Config) -> bool:
     checkpoint = run.Checkpoint(config.checkpoint, config, [torch.tensor(graph.n), graph.i, graph.j, graph.w])
     if checkpoint.resumed("search") and not (config.seconds or config.descents):
         raise ValueError(f"--checkpoint {config.checkpoint} is in a search, which goes on with --seconds or --descents")
-    torch.set_num_threads(threads(graph, cores := torch.get_num_threads()))
+    large, cores = graph.m >= LARGE, torch.get_num_threads()
+    torch.set_num_threads(cores if large else 1)
     torch.set_flush_denormal(True)  # densities of decided vertices underflow, and subnormal numbers are slow
     graph, generator = graph.to(config.device), torch.Generator(config.device).manual_seed(config.seed)
     optimum = exact_maxcut(graph)[0] if graph.n <= EXACT_LIMIT else None
@@ -104,7 +105,7 @@ def main(config: Config) -> bool:
     draw = partial(goemans_williamson, graph, V, generator=torch.Generator(config.device).manual_seed(config.seed + 1))
     known, relaxed = aside(partial(upper_bound, graph, V), partial(draw, config.roundings)), time.perf_counter()
     descent, found = Derandomization(graph, V, config, generator), None
-    large, workers = torch.get_num_threads() > 1, min(4, cores) if config.device == "cpu" else 1
+    workers = min(4, cores) if config.device == "cpu" else 1
     first = descent if config.seconds and workers > 1 and not (config.descents or config.checkpoint or large) else None
     s = (first or descent.run(checkpoint)).round()  # `first` needs one core, and the others search meanwhile
     if (config.seconds or config.descents) and not descent.interrupted:
@@ -119,16 +120,15 @@ def main(config: Config) -> bool:
         descent.plant(s := torch.from_numpy(found.best_cut()).to(s))
     result, descended = descent.result(s), time.perf_counter()
     interrupted = result.interrupted or bool(found and found.interrupted)
-    bound, proof = float(graph.w.clamp(min=0).sum()), "the weights' sum"
-    try:
-        bound, proof = known[0].result()
-        gw = known[1].result()
-    except KeyboardInterrupt:  # these may take longer than the cut, which is what counts
-        gw, interrupted = draw(1), True
-    gw, still = gw.cpu().numpy(), None
-    if graph.n <= plot.DRAWN:  # smaller steps, as the curvature at the saddle is of order 1/ε
-        unperturbed = replace(config, radius=0.0, algorithm="default", seconds=None, descents=None, lr=config.lr / 3)
-        still = Derandomization(graph, V, unperturbed, generator).run().result()
+    bound, proof, patience = float(graph.w.clamp(min=0).sum()), "the weights' sum", 2.0 if interrupted else None
+    try:  # these may take longer than the cut, which is what counts
+        bound, proof = known[0].result(patience)
+        gw = known[1].result(patience).cpu().numpy()
+    except (KeyboardInterrupt, TimeoutError):
+        gw, interrupted = draw(1).cpu().numpy(), True
+    still = None if interrupted or graph.n > plot.DRAWN else unperturbed(graph, V, config, generator)
+    if still and still.interrupted:
+        still, interrupted = None, True
     results = dict(experiment="MAXCUT", n=graph.n, m=graph.m, cut=result.cut, optimum=optimum, interrupted=interrupted)
     results |= dict(expected_cut=float(result.history["expected_cut"][-1]), objective=result.objective)
     results |= dict(upper_bound=bound, upper_bound_proof=proof, sdp_value=sdp_value(graph, V), sigma=result.sigma)

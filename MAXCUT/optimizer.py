@@ -10,7 +10,8 @@ vertex. Signs don't mind the scaling, so that the lemma holds for the scaled var
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from math import hypot, isfinite, log, pi, sqrt
 from typing import TYPE_CHECKING
@@ -284,8 +285,9 @@ class Result:
     """whether Ctrl-C ended the run"""
 
 
-SECONDS_PER_STEP = 1e-7
-"""times edges and twice the vertices, about, on one core: plans a descent with --seconds, the same for every run"""
+SECONDS_PER_STEP = 1e-7, 2e-4
+"""times edges and twice the vertices, about, on one core; and the least. Plans a descent with --seconds, the same for
+every run."""
 
 
 class Derandomization(Descent):
@@ -310,13 +312,13 @@ class Derandomization(Descent):
         root_d = self.problem.root_d.to(self.problem.w)
         self.V = (principal(V, config.rank).to(root_d) * root_d[:, None]).requires_grad_()
         self.mu = torch.zeros_like(root_d).requires_grad_()
-        steps, self.pace = config.steps, SECONDS_PER_STEP * (graph.m + 2 * graph.n)
+        steps, self.pace = config.steps, max(SECONDS_PER_STEP[0] * (graph.m + 2 * graph.n), SECONDS_PER_STEP[1])
         if config.seconds is not None:  # of which the first descent shall take a fifth
             steps = int(min(steps, max(200, config.seconds / 5 / self.pace)))
         super().__init__({"V": self.V, "mu": self.mu}, self._pgd(generator), steps, generator)
         if not self.pure:
             self.pgd.perturb()
-            self.kicks.append(0)
+            self.kicks = [0] * self.pgd.perturbations
 
     def _pgd(self, generator: torch.Generator) -> PGD:
         c = self.config
@@ -389,7 +391,8 @@ class Derandomization(Descent):
     @torch.no_grad()
     def round(self) -> Tensor:
         """One cut from where the descent is, no worse than its expected cut: (n,) sides ±1."""
-        return self.exact.round(self.V.double(), self.mu.double(), generator=self.generator)
+        with self.unbroken() if self.history else nullcontext():  # before it has run there is nothing to keep
+            return self.exact.round(self.V.double(), self.mu.double(), generator=self.generator)
 
     @torch.no_grad()
     def plant(self, s: Tensor) -> None:
@@ -397,11 +400,12 @@ class Derandomization(Descent):
 
         Every cut, however bad, is an SOSP at V = 0 and large |μ|; of the search's cut this shows no more.
         """
-        trim()  # of what the search has left
-        length = 1e-3 * self.config.epsilon * self.problem.root_d.to(self.V)[:, None]
-        self.V *= length / self.V.norm(dim=1, keepdim=True).clamp_min(1e-30)
-        self.mu.copy_(8 * self.problem.noise * s.to(self.mu))
-        self.pgd = self._pgd(self.generator)
+        with self.unbroken():
+            trim()  # of what the search has left
+            length = 1e-3 * self.config.epsilon * self.problem.root_d.to(self.V)[:, None]
+            self.V *= length / self.V.norm(dim=1, keepdim=True).clamp_min(1e-30)
+            self.mu.copy_(8 * self.problem.noise * s.to(self.mu))
+            self.pgd = self._pgd(self.generator)
         steps, self.steps = self.steps, self.t  # λ has grown, also where Ctrl-C ended the descent before
         try:
             for _ in range(steps):
@@ -421,7 +425,7 @@ class Derandomization(Descent):
         V, mu = (x.detach().double().requires_grad_() for x in (self.V, self.mu))
         lam = self.config.lam
         objective = partial(self.exact.objective, V, mu, lam)
-        with torch.no_grad():
+        with self.unbroken(), torch.no_grad():
             f, sigma = float(objective()), float(self.exact.lengths(V).max())
         if not isfinite(f):
             raise FloatingPointError(f"the objective is {f} at step {self.t}")
@@ -436,3 +440,12 @@ class Derandomization(Descent):
             steps=self.t,
             interrupted=self.interrupted,
         )
+
+
+def unperturbed(graph: Graph, V: Tensor, config: "Config", generator: torch.Generator) -> Result:
+    """Where the descent of these arguments ends without a perturbation, and with smaller steps, as the curvature at the
+    saddle is of order 1/ε; after 5000 at most.
+    """
+    plain = dict(radius=0.0, algorithm="default", seconds=None, descents=None)
+    smaller = replace(config, lr=config.lr / 3, steps=min(config.steps, 5000), **plain)
+    return Derandomization(graph, V, smaller, generator).run().result()

@@ -36,7 +36,7 @@ def figures(
         "fig5_sigma": sigma(result.history, result.kicks),
         "saddle": saddle(replace(result, certificate=None) if found else result, still),  # it is of the planted end
     }
-    if still is not None:
+    if graph.n <= DRAWN:
         drawn["graph"] = draw(graph, result.s.cpu().numpy(), result.cut)
     if found is not None:
         drawn["search"] = search(found, results["seconds"], gw.max(), *ceiling)

@@ -7,6 +7,7 @@ is the end of all. All this happens on the graph's `kernel`. With little time th
 the run's first descent needs one core, the others search meanwhile.
 """
 
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from kernel import kernel
 from optimizer import Derandomization
 from population import Search
-from run import Checkpoint, State
+from run import Checkpoint, State, held
 from utilities import Graph, trim
 from ways import GROWING, SHORTEST, TEAMS, WAYS, Ways
 
@@ -209,10 +210,15 @@ class Reheating:
         found.account(batch.way, batch.seconds, found.best[-1] - before)
 
 
-def reached(cut: float, bound: float, whole: bool) -> bool:
-    """Whether the cut is as large as the bound lets it be, but for rounding; whole: whether all weights are."""
-    ceiling = bound * (1 - 1e-12)
-    return cut >= (floor(ceiling * (1 + 1e-9)) if whole and ceiling < inf else ceiling)
+def reached(cut: float, bound: float, size: float, whole: bool) -> bool:
+    """Whether the cut is as large as the bound lets it be, but for rounding errors, which are at most 10⁻¹² of `size`.
+
+    Args:
+        cut, bound, size: of the cut, what none is above, and of all weights' absolute values the sum.
+        whole: whether all weights are.
+    """
+    near = cut >= bound - 1e-12 * size
+    return near or (whole and bound < inf and cut >= floor(bound + 1e-9 * abs(bound)))
 
 
 def search(
@@ -236,41 +242,41 @@ def search(
         config: hyperparameters; `seconds` is when to stop, `descents` after how many.
         generator: of all randomness.
         since: `time.perf_counter()` at the start of the run.
-        bound: tells what no cut is above, inf while nobody knows; a cut that reaches it, or its whole part where the
-            weights are whole, ends the search.
+        bound: tells what no cut is above, inf while nobody knows; a cut that reaches it (`reached`) ends the search.
         workers: threads side by side; with one, and without `seconds`, nothing depends on the machine.
         checkpoint: keeps the state of the search; a search that it has is gone on with.
         reserve: tells by how many seconds it is to end earlier, for what the run has still to do.
         first: a descent to be run in this thread, while the other workers search already.
     """
-    checkpoint, stop, reduced = checkpoint or Checkpoint(), Event(), kernel(graph)
-    found = Search.of(reduced, s.cpu().numpy(), time.perf_counter() - since)
-    ways = Ways(reduced.graph, V[torch.from_numpy(reduced.vertices).to(V.device)], config.epsilon, config.rank)
-    whole = bool((graph.w == graph.w.round()).all())
+    checkpoint, stop = checkpoint or Checkpoint(), Event()
+    size, whole = float(graph.w.abs().sum()), bool((graph.w == graph.w.round()).all())
 
     def left() -> float:
-        if stop.is_set() or reached(found.best[-1], bound(), whole):
+        if stop.is_set() or reached(found.best[-1], bound(), size, whole):
             return 0.0
         limit = inf if config.seconds is None else max(config.seconds - reserve(), config.seconds / 2)
         # The first descent may take longer than it should: until it has ended there is nothing to save time for.
-        remaining = running.remaining if (running := reheating.first) else 0.0
-        return max(limit - (time.perf_counter() - since), remaining)
+        return max(limit - (time.perf_counter() - since), first.remaining if reheating.first else 0.0)
 
     def progress() -> float:
-        elapsed = time.perf_counter() - since
         if not reheating.first:  # whose bar the main thread draws: Ctrl-C in it would leave tqdm locked for good
             bar.set_postfix_str(f"cut {found.best[-1]:.10g}", refresh=False)
-            bar.update(round(elapsed, 1) - bar.n)
-        return elapsed
+            bar.update(round(time.perf_counter() - since, 1) - bar.n)
+        return time.perf_counter() - since
 
-    reheating, threads = Reheating(ways, found, config, generator, left, checkpoint, first), torch.get_num_threads()
+    with held() as pressed:
+        reduced = kernel(graph)
+        found = Search.of(reduced, s.cpu().numpy(), time.perf_counter() - since)
+        ways = Ways(reduced.graph, V[torch.from_numpy(reduced.vertices).to(V.device)], config.epsilon, config.rank)
+        reheating, threads = Reheating(ways, found, config, generator, left, checkpoint, first), torch.get_num_threads()
     torch.set_num_threads(1)  # the workers are the parallelism; threads within a step would wait for each other
-    shown = dict(desc="search", total=config.seconds, unit="s", disable=None, leave=False)
-    with tqdm(**shown) as bar:
+    with tqdm(desc="search", total=config.seconds, unit="s", disable=None, leave=False) as bar:
         try:
-            reheating.run(workers, progress, stop)
+            if not pressed:
+                reheating.run(workers, progress, stop)
         except KeyboardInterrupt:
-            found.interrupted = True
+            pressed.append(signal.SIGINT)
+    found.interrupted |= bool(pressed)
     torch.set_num_threads(threads)
     if first and not first.history:  # Ctrl-C came before its first step
         raise KeyboardInterrupt

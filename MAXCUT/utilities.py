@@ -88,9 +88,8 @@ class Graph:
         return Graph(self.n, self.i.to(device), self.j.to(device), self.w.to(device), self.names)
 
 
-def threads(graph: Graph, cores: int) -> int:
-    """Threads for PyTorch: more than one gain little below 200,000 edges, and lose much on a busy machine."""
-    return cores if graph.m >= 200_000 else 1
+LARGE = 200_000
+"""edges from which PyTorch has more threads than one: below they gain little, and lose much on a busy machine"""
 
 
 def trim() -> None:

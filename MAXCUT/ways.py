@@ -52,6 +52,8 @@ QUICK, SLOWEST = 25, 5.0
 """sweeps with which it is tried whether clusters help, and how long they take; and how slow a machine is said to be"""
 LEAST, JOINING = 8, 0.05
 """cuts of a team, at least, and share of the time that is left for putting them together"""
+LONGEST = 10.0
+"""planned seconds of a compiled call, between two of which it may be over"""
 POLISH = 100
 """sweeps after a descent with or without V"""
 BATCH_EDGES, BATCH_SIDES, BATCH_SWEEPS = 20_000, 2**17, 2 * 10**6
@@ -277,8 +279,9 @@ class Ways:
         s, hot = np.where(rng.random(memory.shape) < (1 + memory) / 2, 1, -1), rng.uniform(*HOT[way])
         if copies == 1:
             return self.annealing(s, hot, sweeps, int(rng.integers(2**31)))
-        parts = [s] if stages > 1 else np.array_split(s, ceil(copies / team))  # between them it may be over
-        last = JOINING * share * self.seconds(way)
+        planned = share * self.seconds(way)
+        calls = min(copies, max(ceil(copies / team), ceil(planned / LONGEST)))
+        parts, last = [s] if stages > 1 else np.array_split(s, calls), JOINING * planned
         s = [self.annealing(x, hot, sweeps, int(rng.integers(2**31)), stages, lambda: left() - last) for x in parts]
         return self._joined(np.concatenate(s), rounds, rng, left)[None]
 

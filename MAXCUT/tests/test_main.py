@@ -7,17 +7,22 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from main import Config, main
-from optimizer import Derandomization
+from optimizer import Derandomization, unperturbed
 from run import command_line
+from sdp import upper_bound
 from search import search
 
 FOLDER = Path(__file__).parents[1]
@@ -283,6 +288,71 @@ def test_after_a_search_nothing_is_said_of_the_descent_that_is_the_planted_ends(
     assert "where the search's cut was planted; the first descent took 100 steps" in capsys.readouterr().out
     main(Config(steps=100, roundings=10, out=tmp_path))
     assert shown[0] is None and shown[1] is not None
+
+
+def test_after_ctrl_c_no_other_descent_is_begun_nor_is_the_bound_awaited(tmp_path, ctrl_c, monkeypatch, undrawn):
+    module, late = sys.modules[main.__module__], Event()
+    monkeypatch.setattr(module, "unperturbed", lambda *_: pytest.fail("after Ctrl-C"))
+    monkeypatch.setattr(module, "upper_bound", lambda *_: late.wait(60))
+    ctrl_c(Derandomization, 5)
+    start = time.perf_counter()
+    assert main(Config(steps=10**6, out=tmp_path)) and time.perf_counter() - start < 30
+    late.set()
+    found = results(tmp_path)
+    assert found["interrupted"] and found["steps"] == 5 and found["upper_bound_proof"] == "the weights' sum"
+    assert {"graph.png", "saddle.png"} <= {file.name for file in tmp_path.iterdir()}
+
+
+def test_ctrl_c_in_the_run_without_perturbation_leaves_it_out(tmp_path, monkeypatch, undrawn):
+    module, shown = sys.modules[main.__module__], []
+    monkeypatch.setattr(module, "unperturbed", lambda *given: replace(unperturbed(*given), interrupted=True))
+    monkeypatch.setattr(module.plot, "saddle", lambda run, still: shown.append(still) or Figure())
+    assert main(Config(steps=100, out=tmp_path)) and shown == [None] and results(tmp_path)["interrupted"]
+
+
+def test_ctrl_c_while_a_search_is_prepared_saves_the_descents_cut(tmp_path, monkeypatch, undrawn):
+    module = sys.modules["search"]
+    prepared = module.kernel
+
+    def interrupted(graph: object) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        return prepared(graph)
+
+    monkeypatch.setattr(module, "kernel", interrupted)
+    assert main(Config(steps=300, descents=5, out=tmp_path))
+    found = results(tmp_path)
+    assert found["interrupted"] and found["cut"] == 41 and found["descents"] == 1
+
+
+def test_with_one_thread_a_search_on_a_large_graph_waits_for_no_bound(tmp_path, monkeypatch, undrawn):
+    module, known = sys.modules[main.__module__], []
+    searched = module.search
+
+    def search(*arguments: object) -> object:
+        found = searched(*arguments)
+        known.append(True)
+        return found
+
+    monkeypatch.setattr(module, "LARGE", 1)
+    monkeypatch.setattr(module, "search", search)
+    monkeypatch.setattr(module, "upper_bound", lambda *given: (known or pytest.fail("awaited")) and upper_bound(*given))
+    monkeypatch.setattr(module, "aside", lambda *calls: [Later(call) for call in calls])
+    assert not main(Config(n=60, p=0.2, steps=100, descents=3, out=tmp_path)) and known
+
+
+class Later:
+    """A future that computes its result where it is asked for."""
+
+    def __init__(self, result: Callable) -> None:
+        self.made = result
+
+    def result(self, timeout: float | None = None) -> object:
+        return self.made()
+
+
+def test_without_a_radius_there_is_no_perturbation(tmp_path, undrawn):
+    assert not main(Config(radius=0, steps=1000, out=tmp_path))
+    assert results(tmp_path)["perturbations"] == 0
 
 
 def test_ctrl_c_while_the_bound_is_awaited_saves_the_cut(tmp_path, capsys, monkeypatch, undrawn):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from main import Config
-from optimizer import Derandomization, Result, Rounding, conditional_expectations, disagreement
+from optimizer import Derandomization, Result, Rounding, conditional_expectations, disagreement, unperturbed
 from sdp import goemans_williamson, solve_sdp
 from utilities import Graph, cut_values, from_networkx, make_graph, random_graph
 
@@ -290,6 +290,12 @@ def test_however_early_a_descent_was_interrupted_the_planted_cut_is_an_sosp_at_o
     descent.plant((V @ torch.randn(V.shape[1], generator=g)).sign())
     assert descent.result().certificate.is_sosp and not descent.interrupted
     assert len(taken) > before and set(taken[before:]) == {0.1}
+
+
+def test_the_run_without_perturbation_takes_no_more_than_5000_steps_and_ends_at_a_saddle():
+    graph, g = random_graph(), generator()
+    result = unperturbed(graph, solve_sdp(graph, generator=g), Config(steps=10**6, seconds=1), g)
+    assert result.steps <= 5000 and result.kicks == [] and result.certificate.lambda_min < -0.1
 
 
 def test_the_descent_starts_at_goemans_williamson():

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,31 @@ from pydantic import TypeAdapter, ValidationError
 import run
 from main import Config, main
 from pgd import PGD
-from run import Checkpoint, Descent, save_figure, whole_files
+from run import Checkpoint, Descent, held, save_figure, whole_files
 
 TINY = Config(steps=20)
+
+
+def test_ctrl_c_is_held_up_while_the_block_runs_and_only_then():
+    with held() as pressed:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert pressed == [signal.SIGINT] * 2
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+def test_ctrl_c_while_a_checkpoint_is_written_leaves_no_half_of_a_file(tmp_path, monkeypatch):
+    kept = Checkpoint(tmp_path / "run", TINY)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        kept.keep("part", lambda: {}, finished=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_checkpoint_gives_back_what_it_was_given(tmp_path):
@@ -82,7 +105,7 @@ class Halving(Descent):
         generator = torch.Generator().manual_seed(0)
         pgd = PGD([self.x], lr=0.5, rho=1e-3, radius=1e-2, patience=3, generator=generator)
         super().__init__({"x": self.x}, pgd, steps, generator)
-        self.stop = steps
+        self.stop, self.twice = steps, -1
 
     def step(self) -> None:
         if self.t == self.stop:
@@ -98,6 +121,8 @@ class Halving(Descent):
         return self.t % 3 == 0
 
     def row(self) -> dict[str, float]:
+        if self.t == self.twice:
+            os.kill(os.getpid(), signal.SIGINT)
         return {"t": self.t, "x": float(self.x.detach())}
 
 
@@ -121,6 +146,12 @@ def test_an_interrupted_loop_keeps_what_it_has_and_its_checkpoint_goes_on_to_the
     second.run(saved)
     assert at >= 1 and torch.equal(second.x, whole.x)
     assert (second.t, second.kicks, second.history) == (whole.t, whole.kicks, whole.history)
+
+
+def test_ctrl_c_in_the_last_snapshot_ends_the_run_and_loses_nothing():
+    descent = Halving(4)
+    descent.twice = 4
+    assert descent.run().interrupted and descent.history["t"] == [0, 3, 4]
 
 
 def test_a_diverging_loop_says_at_which_step():

@@ -1,6 +1,7 @@
 """Uniting cuts, and the search from reheated cuts that `--seconds` pays for."""
 
 import concurrent.futures
+import math
 import threading
 import time
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ from optimizer import Derandomization
 from population import Search, unite
 from run import Checkpoint
 from sdp import solve_sdp, upper_bound
-from search import Reheating, search
+from search import Reheating, reached, search
 from utilities import cut_values, exact_maxcut, from_networkx, make_graph, random_graph
 from ways import TEAMS, WAYS, Ways
 
@@ -143,6 +144,24 @@ def test_the_search_finds_the_optimum_and_stops_at_a_bound(n, p):
     found = searched(graph, bound=lambda: optimum, workers=2, descents=None)  # ends because of the bound, or never
     assert max(found.cuts) == optimum == found.best[-1] == cut_of(graph, found.best_cut())
     assert found.seconds == sorted(found.seconds)
+
+
+@pytest.mark.parametrize(
+    ("cut", "bound", "size", "whole", "there"),
+    [
+        (2e9, 2e9, 4e9, True, True),
+        (2e9 - 1, 2e9, 4e9, True, False),
+        (41, 41.3, 62, True, True),
+        (40, 41.3, 62, True, False),
+        (41, 41.3, 62, False, False),
+        (-1e-16, 0.0, 3.3, False, True),
+        (-1e-3, 0.0, 3.3, False, False),
+        (0.7, 0.7 + 1e-15, 1.0, False, True),
+        (1e200, math.inf, 1e200, True, False),
+    ],
+)
+def test_a_cut_reaches_the_bound_but_for_rounding(cut, bound, size, whole, there):
+    assert reached(cut, bound, size, whole) == there
 
 
 def test_one_worker_and_a_number_of_descents_give_the_same_cuts():
