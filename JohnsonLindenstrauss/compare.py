@@ -122,6 +122,8 @@ def pca(problem: Problem, k: int) -> Tensor:
 def interpolation(vectors: Vectors) -> Tensor | None:
     """M = 1ᵀ X⁺, (1, d): one row keeps all norms where the vectors are independent, as M x = 1 for each; else None."""
     X = vectors.X.cpu()
+    if len(X) > vectors.d:
+        return None
     solution, _, rank, _ = torch.linalg.lstsq(X, X.new_ones(len(X), 1), driver="gelsy")
     return solution.T.to(vectors.X) if rank == len(X) else None
 

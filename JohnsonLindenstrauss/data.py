@@ -41,13 +41,13 @@ def read_matrix(name: str, n: int | None = None) -> np.ndarray:
         X = getattr(datasets, f"load_{name}")().data
         X = (X - X.mean(0)) / X.std(0) if name == "breast_cancer" else X
     else:
-        X = _read(Path(name))
+        X = _read(Path(name), n)
     if n is not None and n > len(X):
         raise ValueError(f"--n is {n}; {name} has {len(X)} rows")
     return X[:n]
 
 
-def _read(path: Path) -> np.ndarray:
+def _read(path: Path, n: int | None) -> np.ndarray:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(f"--data {path} is neither digits, breast_cancer nor a file that ends in {', '.join(READERS)}")
@@ -55,7 +55,8 @@ def _read(path: Path) -> np.ndarray:
         pass  # else the OSError says why not
     try:
         with warnings.catch_warnings(action="ignore"):  # a file is taken or refused
-            return check_matrix(reader(path))
+            X = reader(path)
+            return check_matrix(X[:n] if np.ndim(X) == 2 else X)
     except Exception as error:  # parsers raise whatever they stumble on: BadZipFile, EOFError, UnicodeDecodeError, …
         raise ValueError(" ".join(f"{path}: {error}".split())) from error
 

@@ -124,14 +124,16 @@ def main(config: Config) -> bool:
     seconds, interrupted = time.perf_counter() - start, result.interrupted
 
     try:
-        compared = compare(problem, result.M, config.gaussians, config.seed)
+        compared = compare(problem, result.M, 1 if interrupted else config.gaussians, config.seed)
     except KeyboardInterrupt:  # our matrix is what counts
-        compared, interrupted = compare(problem, result.M, 1, config.seed), True
+        with run.held():
+            compared, interrupted = compare(problem, result.M, 1, config.seed), True
     results = dict(experiment="JohnsonLindenstrauss", n=len(problem.X), d=problem.d, k=config.k, problem=config.problem)
     results |= dict(preserved=problem.N, duplicates=getattr(problem, "duplicates", 0))
-    results |= dict(distortion=result.distortion, sigma=result.sigma, tau=result.tau, objective=result.objective)
+    results |= dict(distortion=result.distortion, sigma=result.sigma, objective=result.objective)
     results |= dict(certificate=result.certificate and asdict(result.certificate), interrupted=interrupted)
     results |= dict(seconds=seconds, steps=result.steps, perturbations=len(result.kicks)) | compared.numbers()
+    results |= dict(tau=result.tau if config.objective == "bound" else None)
     results |= dict(completed=dict(growth=descent.growth, ridge=descent.ridge))
     results |= dict(peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)  # bytes, on Linux
     with run.whole_files(config.out) as folder:

@@ -107,9 +107,9 @@ def hessian(U: Tensor, Z: Tensor, D: Tensor, w: Tensor, G: Tensor, free: Tensor,
     precision = torch.float32 if left_out == LEFT_OUT else U.dtype
     H, rows, columns = U.new_zeros(n, n, dtype=precision), max(256, 2**22 // n), 256
     weighted = (Z[heavy] * (4 * weight[: len(heavy)]).sqrt()[:, None]).to(precision)
-    units = [U[heavy].to(precision)[:, of] for of in free]
     for some in (slice(start, start + rows) for start in range(0, len(heavy), rows)):
-        J = torch.cat([z[some, None] * u[some] for z, u in zip(weighted.T, units, strict=True)], 1)
+        units = U[heavy[some]].to(precision)
+        J = torch.cat([z[some, None] * units[:, of] for z, of in zip(weighted.T, free, strict=True)], 1)
         for a in range(0, n, columns):  # the lower triangle
             H[a:, a : a + columns].addmm_(J[:, a:].T, J[:, a : a + columns])
     S, start = (2 * ((w * U.T) @ U + G)).to(precision), 0

@@ -95,11 +95,11 @@ def summary(found: State, result: Result, config: "Config") -> dict[str, str]:
     steps = f"{found['steps']} steps and {found['perturbations']} perturbations"
     return {
         "data": f"{found['n']} × {found['d']}{pairs}{left_out}, to {found['k']} dimensions{one_row}",
-        "distortion": f"{found['distortion']:.6g}" + ", the best matrix so far" * result.interrupted,
+        "distortion": f"{found['distortion']:.6g}" + ", the best matrix so far" * result.cut_short,
         "Gaussian": f"mean {found['gaussian_mean']:.4g}, best of {found['gaussians']} {found['gaussian_min']:.4g}{few}",
         "best-scaled": f"Gaussian mean {found['gaussian_scaled_mean']:.4g}, best {found['gaussian_scaled_min']:.4g}; "
         f"sparse random {found['sparse_scaled']:.4g} (as it is {found['sparse']:.4g}); PCA {found['pca']:.4g}",
-        "projection": f"σ = {found['sigma']:.1e} after {'' if not result.interrupted else 'Ctrl-C and '}{steps}",
+        "projection": f"σ = {found['sigma']:.1e} after {'Ctrl-C and ' * result.cut_short}{steps}",
         "certificate": str(result.certificate or f"none: {why or 'too many pairs matter'}"),
         "seconds": f"{found['seconds']:.2f}",
         "files": str(config.out.resolve()),

@@ -86,8 +86,10 @@ class Result:
     kicks: list[int]
     """steps at which a perturbation struck"""
     steps: int
+    cut_short: bool
+    """whether Ctrl-C ended the descent"""
     interrupted: bool
-    """whether Ctrl-C ended the run"""
+    """whether it ended the descent, or what came after it"""
 
 
 class Monotone:
@@ -191,7 +193,7 @@ class Derandomization(Descent):
                 x.requires_grad_(config.algorithm == "2")
         else:
             pgd.perturb()
-            self.kicks = [0]
+            self.kicks = [0] * pgd.perturbations
         self.tau = min(config.tau, ROOM / self.variance) if config.objective == "bound" else config.tau
         self.best, self.least = self.point(), inf
 
@@ -279,7 +281,8 @@ class Derandomization(Descent):
         """Whether pairs that matter and variables are few enough for Newton's method, or pairs far fewer than these."""
         variables, pairs = self.params["M"].numel(), self.few.N
         few = pairs <= PER_VARIABLE * variables + ANYWAY // 2 and not is_sample(self.few)
-        return few and self.tau >= min(SWITCH, self.config.tau) and (variables <= DENSE or 4 * pairs < variables)
+        fits = variables <= DENSE or 4 * pairs < min(variables, 2 * DENSE)  # matrices have the fewer of both as sides
+        return few and fits and self.tau >= min(SWITCH, self.config.tau)
 
     def isometry(self) -> None:
         """End the descent where k ≥ r: there f is convex in MᵀM, and least where MᵀM is the identity on the span of
@@ -372,18 +375,19 @@ class Derandomization(Descent):
 
     def result(self) -> Result:
         """The matrix of the SOSP, or if none was reached the best one, and the certificate of f there."""
-        config, tau, proof = self.config, self.tau, None
+        config, tau, proof, cut_short = self.config, self.tau, None, self.interrupted
         M, s = self.point() if self.pgd.converged else self.best
         if config.objective == "bound" and not self.pgd.converged:
             tau = min(tau, ROOM * self.kd / max(s.square().item(), 1e-300))  # τ may have outgrown the best point
-        M = M @ self.basis
-        few, worst = self.problem, distortion(self.problem, M)
 
         def f() -> Tensor:
             return self.f(few, M, s, tau) + self.ridge * M.square().sum()
 
-        if config.objective == "bound":
-            few, _ = heavy(few, M, s, tau, worst, 2 * MARGIN)
+        with self.unbroken():
+            M = M @ self.basis
+            few, worst = self.problem, distortion(self.problem, M)
+            if config.objective == "bound":
+                few, _ = heavy(few, M, s, tau, worst, 2 * MARGIN)
         wanted = not self.interrupted and config.objective != "sampled"
         if wanted and config.objective == "bound" and self.pgd.converged and not s.any():
             proof = self.certified(certificate, self.problem, M, tau, config.lam, config.rho, self.ridge)
@@ -393,16 +397,19 @@ class Derandomization(Descent):
             s.requires_grad_()
             proof = self.certified(certify, f, [M, s], s, M, config.lam, config.rho, radius=radius)
         M, s = M.detach(), s.detach()
+        with self.unbroken():
+            value = f().item()
         return Result(
             M=M,
             distortion=worst,
             sigma=abs(s.item()) / sqrt(self.kd),
             tau=tau,
-            objective=f().item(),
+            objective=value,
             certificate=proof,
             history=self.arrays(),
             kicks=self.kicks,
             steps=self.t,
+            cut_short=cut_short,
             interrupted=self.interrupted,
         )
 

@@ -46,6 +46,14 @@ def test_refuses_csv_that_is_no_matrix(tmp_path, text, word):
     assert "x.csv" in str(error.value) and "\n" not in str(error.value)
 
 
+def test_rows_that_are_not_asked_for_are_not_looked_at(tmp_path):
+    np.save(tmp_path / "x.npy", np.vstack([X, np.full((1, 3), np.nan)]))
+    assert np.array_equal(read_matrix(str(tmp_path / "x.npy"), len(X)), X)
+    for n, word in ((len(X) + 1, "NaN"), (9, "NaN")):
+        with pytest.raises(ValueError, match=word):
+            read_matrix(str(tmp_path / "x.npy"), n)
+
+
 def test_refuses_files_that_are_not_what_their_suffix_says(tmp_path):
     for suffix in ("npy", "npz", "csv"):
         (tmp_path / f"x.{suffix}").write_bytes(b"\x93PK\xff\x00 nothing of the kind")

@@ -2,7 +2,10 @@
 
 import copy
 import math
+import os
+import signal
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -130,6 +133,28 @@ def test_interrupted_it_returns_the_best_matrix_so_far(ctrl_c):
     assert result.interrupted and result.steps == result.history["step"][-1] == 405 and result.certificate is None
     assert result.distortion == pytest.approx(min(result.history["distortion"])) and result.distortion < 1
     assert math.isfinite(result.objective)
+
+
+def test_ctrl_c_after_the_descent_waits_for_the_matrix_and_its_distortion(monkeypatch):
+    def pressed(problem: Pairs, M: torch.Tensor) -> float:
+        os.kill(os.getpid(), signal.SIGINT)
+        return distortion(problem, M)
+
+    problem = Pairs(normal(20, 8))
+    descent = Derandomization(problem, Config(k=3, problem="pairs", growth=1.02), seeded()).run()
+    monkeypatch.setattr(train, "distortion", pressed)
+    result = descent.result()
+    assert result.interrupted and not result.cut_short and result.certificate is None
+    assert result.distortion == distortion(problem, result.M) and math.isfinite(result.objective)
+
+
+@pytest.mark.parametrize(
+    ("variables", "pairs", "turn"), [(10_000, 9_000, True), (50_000, 4_000, True), (50_000, 9_000, False)]
+)
+def test_newtons_matrices_are_no_larger_than_the_memory_for_them(variables, pairs, turn):
+    few, config = SimpleNamespace(N=pairs, log_weight=0.0), Config()
+    descent = SimpleNamespace(params={"M": torch.empty(variables)}, few=few, tau=config.tau, config=config)
+    assert Derandomization.newtons_turn(descent) == turn
 
 
 def test_interrupted_within_a_step_of_newtons_it_returns_the_matrix_whose_distortion_it_says(monkeypatch):
