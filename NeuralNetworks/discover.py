@@ -223,14 +223,15 @@ def discover(search: Search) -> Discovery:
     """Find the directions that the answers depend on; see the top of this file.
 
     Raises:
-        KeyboardInterrupt: before there was a fit to keep; after that it only ends the path, or the ranks, early.
+        KeyboardInterrupt: before there was a fit to keep; after that it only ends the path, or the ranks, early. (After
+            the path's early end the ranks are the path's network with directions left out, not fitted again.)
     """
     start = search.drawn()
     path, cut_short = _collected(descents(search, start), search.progress)
     if not path:
         raise KeyboardInterrupt
     full = _least(path)
-    ranks, stopped = _collected(eliminate(search, full), search.progress)
+    ranks, stopped = _collected(eliminate(search, full, fit=not cut_short), search.progress)
     ranks = ranks[::-1] or [_stage(search, full.network.restricted(search.counts[0]), full.lam)]
     return Discovery(start.spectrum(), path, full, ranks, choose(ranks), cut_short or stopped)
 
@@ -243,14 +244,19 @@ def descents(search: Search, network: Network) -> Iterator[Stage]:
         yield _stage(search, network, lam)
 
 
-def eliminate(search: Search, full: Stage) -> Iterator[Stage]:
+def eliminate(search: Search, full: Stage, fit: bool = True) -> Iterator[Stage]:
     """Fits on the leading directions of the network, on ever fewer, at its λ, and anew at a tenth of it.
 
-    At its own λ the path's network pays for all d directions; on few, a smaller λ may do better.
+    At its own λ the path's network pays for all d directions; on few, a smaller λ may do better. Without `fit` it is
+    only restricted.
     """
     network, lighter = full.network, full.lam / 10
     for k in search.counts:
-        network = polish(network.restricted(k), search.training, search.loss, full.lam)
+        network = network.restricted(k)
+        if not fit:
+            yield _stage(search, network, full.lam)
+            continue
+        network = polish(network, search.training, search.loss, full.lam)
         anew = search.descended(search.drawn().along(network.B.detach()), lighter)
         anew = polish(anew, search.training, search.loss, lighter)
         yield _least([_stage(search, network, full.lam), _stage(search, anew, lighter)])

@@ -120,6 +120,7 @@ class _StructureDiscovery(base.ClassNamePrefixFeaturesOutMixin, base.Transformer
 
     def fit_with(self, X: ArrayLike, y: ArrayLike, progress: Progress = lambda stage: None) -> Self:
         """`fit`, with `progress` called after each of its steps with the step's name; Ctrl-C ends it early."""
+        vars(self).pop("network_", None)  # what was fitted before, to other data perhaps, is no answer to these
         X, y = self._checked(X, y, reset=True, ensure_min_samples=5)
         self.check(X)
         self._learn_answers(y)
@@ -132,25 +133,34 @@ class _StructureDiscovery(base.ClassNamePrefixFeaturesOutMixin, base.Transformer
         counts, generator = range(most, -1, -1) if k is None else [k], torch.Generator().manual_seed(seed)
         how = (self.loss, counts, self.width, self.steps, generator, progress)
         self.discovery_ = discover(Search(training, validation, *how))
-        return self._refitted(rows)
+        self._keep(self.discovery_.chosen.network)
+        try:
+            return self._refitted(rows)
+        except KeyboardInterrupt:
+            self.discovery_ = replace(self.discovery_, interrupted=True)
+            return self
 
     def refit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Fit the network on other rows of the same table, from where it is, with λ and the number as chosen.
+        """Fit the network on other rows of the same table, from where it was chosen, with λ and the number as chosen.
 
         To choose on some rows, test on others, and end with what all of them say.
+
+        Raises:
+            ValueError: X or y is no such thing.
+            KeyboardInterrupt: Ctrl-C; the network stays as it was.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "network_")
         return self._refitted(self.rows(*self._checked(X, y, reset=False)))
 
     def _checked(self, X: ArrayLike, y: ArrayLike, **how: object) -> tuple[NDArray, NDArray]:
         return validate_data(self, X, y, dtype=np.float64, y_numeric=not isinstance(self, base.ClassifierMixin), **how)
 
     def _refitted(self, rows: Rows) -> Self:
-        network = (stage := self.discovery_.chosen).network
-        try:
-            network = polish(network, rows, self.loss, stage.lam, iterations=200)
-        except KeyboardInterrupt:
-            self.discovery_ = replace(self.discovery_, interrupted=True)
+        stage, iterations = self.discovery_.chosen, 10 if self.discovery_.interrupted else 200
+        return self._keep(polish(stage.network, rows, self.loss, stage.lam, iterations))
+
+    def _keep(self, network: Network) -> Self:
+        stage = self.discovery_.chosen
         self.network_ = network.restricted(stage.directions)
         self.lam_, self.n_directions_ = stage.lam, stage.directions
         self.spectrum_ = self.discovery_.full.network.spectrum()
@@ -163,7 +173,7 @@ class _StructureDiscovery(base.ClassNamePrefixFeaturesOutMixin, base.Transformer
         return self._inputs(X) @ self.network_.directions.T
 
     def _inputs(self, X: ArrayLike) -> NDArray:
-        check_is_fitted(self)
+        check_is_fitted(self, "network_")
         return self.whitening_(validate_data(self, X, dtype=np.float64, reset=False))
 
     def rows(self, X: ArrayLike, y: ArrayLike) -> Rows:
@@ -183,7 +193,7 @@ class _StructureDiscovery(base.ClassNamePrefixFeaturesOutMixin, base.Transformer
     def arrays(self) -> dict[str, NDArray]:
         """All that `predict` needs, by name: with z = M (s(x) − mean), ŷ = a·GELU(A B z + b) + c, which is in units of
         answer_scale from answer_mean, or log-odds. s is the identity unless scores_at (quantiles, d) are there."""
-        check_is_fitted(self)
+        check_is_fitted(self, "network_")
         arrays = {name: p.detach().double().numpy() for name, p in self.network_.named_parameters()}
         arrays |= {"M": self.whitening_.M, "mean": self.whitening_.mean, "directions": self.directions_}
         if self.whitening_.scores is not None:

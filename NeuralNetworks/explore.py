@@ -7,6 +7,7 @@ was measured, on rows that the networks did not see or on rows drawn again.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -185,6 +186,8 @@ def say(model: Estimator, table: Table, config: "Config", scores: dict[str, dict
     told = str(k) if k else "none found: no network did better on the validation rows than the mean by more than chance"
     if config.directions is not None:
         told = f"{k}, as asked"
+    elif model.discovery_.ranks[0].directions:
+        told += ", and Ctrl-C came before fewer were tried"
     elif k == config.max_directions < len(table.columns):
         told += f", all that were tried; --max-directions {2 * k} tries more"
     against = f", {classes[1]} against {classes[0]}" if classes else ""
@@ -194,7 +197,8 @@ def say(model: Estimator, table: Table, config: "Config", scores: dict[str, dict
     lines |= {"directions": told}
     lines |= {"spectrum": f"singular values of W at λ = {full.lam:.2g}: {spectrum}; as drawn: {drawn}"}
     explained = "deviance explained" if classes else "variance explained (R²)"
-    lines |= {"test": f"share of {explained} of the rows held out, ± standard error"}
+    if scores:
+        lines["test"] = f"share of {explained} of the rows held out, ± standard error"
     for name, s in scores.items():
         accuracy = f"   {s['accuracy']:.1%} of classes right" if classes else ""
         lines[f"  {name:{max(map(len, scores))}}"] = f"{s['explained']:8.3f} ± {s['error']:.3f}{accuracy}"
@@ -245,13 +249,15 @@ def explore(config: "Config") -> bool:
 
         interrupted = model.fit_with(X, y, progress).discovery_.interrupted
         try:
-            for name, predict in () if interrupted else predictors(model, X, y, config):
+            for name, predict in islice(predictors(model, X, y, config), 1 if interrupted else None):
                 scores[name] = score(table.y[test], predict(table.X[test]), classes)
                 progress(name)
         except KeyboardInterrupt:
             interrupted = True
-        # What is saved is what all rows say; it is not what was tested.
-        interrupted |= model.refit(table.X, table.y).discovery_.interrupted
+        try:  # what is saved is what all rows say; it is not what was tested
+            model.refit(table.X, table.y)
+        except KeyboardInterrupt:
+            interrupted = True
         less = replace(config, bootstrap=0, repeats=0) if interrupted else config
         found, stopped = stability(model, table, less, progress)
     directions = directions_table(model, table, found.loadings_sd)

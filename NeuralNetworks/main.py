@@ -132,15 +132,15 @@ def main(config: Config) -> bool:
     generator = torch.Generator(config.device).manual_seed(config.seed)
     teacher, student, data, rule = build(full, generator)
     writable(config.out)
-    checkpoint = Checkpoint(config.checkpoint, config)
     toys = outcome.toys(config.seed) if config.toy else {}
+    checkpoint = Checkpoint(config.checkpoint, config)
     start = time.perf_counter() - checkpoint.elapsed
     training = Training(student, data, teacher.directions, full, generator, rule)
     result = training.run(checkpoint).result()
     seconds = time.perf_counter() - start
 
-    results = outcome.results(full, training, result, toys) | {"seconds": seconds}
     with whole_files(config.out, outcome.SOMETIMES) as folder:
+        results = outcome.results(full, training, result, toys) | {"seconds": seconds}
         outcome.save(folder, config, training, result, results, toys)
     outcome.say(full, result, results)
     return result.interrupted

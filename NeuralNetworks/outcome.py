@@ -1,6 +1,7 @@
 """What a run amounts to: the numbers of results.json, the toy beside it, its files, and what the user reads."""
 
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,8 +36,8 @@ def results(config: "Config", training: Training, result: Result, toys: dict[str
     """The content of results.json, but for seconds, hyperparameters and versions."""
     history, batch, test = result.history, training.batch(), training.rule(finer(training.level, 2, 2))
     student, loss, certificate, (_, y, p) = training.student, training.loss, result.certificate, test
-    known = history["curvature"][np.isfinite(history["curvature"])]
-    last, least = (float(known[-1]), float(known.min())) if len(known) else (None, None)  # W⊥ is but rounding
+    curvature = [x if isfinite(x) else None for x in history["curvature"].tolist()]  # None: W⊥ is but rounding
+    last, least = curvature[-1], min((x for x in curvature if x is not None), default=None)
     found = dict(experiment="NeuralNetworks", steps=result.steps, perturbations=len(result.kicks))
     found |= dict(interrupted=result.interrupted)
     found |= dict(certificate=certificate and asdict(certificate), rate=2 * config.lam, curvature=last)
@@ -72,7 +73,7 @@ def say(config: "Config", result: Result, numbers: State) -> None:
         "‖W⊥‖": f"{n['w_perp_initial']:.3g} → {n['w_perp']:.2g} after {result.steps} steps "
         f"and {kicks} perturbation{'s' * (kicks != 1)}",
         "‖W∥‖": f"{n['w_parallel_initial']:.3g} → {n['w_parallel']:.3g}",
-        "curvature": "unknown, as W⊥ is but a rounding error",
+        "curvature": "unknown at the end, as W⊥ is but a rounding error",
         "rank": f"effective rank of W {n['effective_rank_initial']:.3f} → {n['effective_rank']:.3f}, "
         f"the teacher's is {config.k}",
         "risk": f"{n['train_risk']:.3g} in training, {n['test_risk']:.3g} in the test; "

@@ -40,6 +40,7 @@ def answer(model: "Estimator", table: "Table") -> Figure:
     rows = rng.permutation(len(t))[:SHOWN]
     y = table.y[rows] + (rng.uniform(-0.04, 0.04, len(rows)) if table.classes else 0)
     label = f"P({table.target} = {table.classes[1]})" if table.classes else table.target
+    label = label.replace("$", r"\$")  # else Matplotlib takes what is between two for a formula
     panels[0].scatter(t[rows, 0], y, s=8, color=GREY, alpha=0.5, linewidths=0, label="rows", rasterized=True)
     grid = np.linspace(*np.quantile(t[:, 0], [0.002, 0.998]), 200)
     points = np.repeat(t[None, rows[:500]], len(grid), axis=0)

@@ -5,6 +5,7 @@ Every way in which a table can be unfit raises ValueError with one sentence: wha
 
 import shlex
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,7 +132,7 @@ def _file(path: Path, target: str | None) -> tuple[pd.DataFrame, str]:
         else:
             with np.load(path, allow_pickle=False) as arrays:
                 content = {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:  # pandas' own are ValueErrors
+    except (ValueError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:  # also pandas'
         raise ValueError(f"--data {path} can't be read as {kind[1:]}: {error}") from None
     frame = _headed(content, path) if kind == ".csv" else _framed(content, path)
     target = "y" if target is None and kind == ".npz" else target
@@ -200,7 +201,8 @@ def _answers(column: pd.Series, name: str) -> tuple[NDArray, tuple[str, str] | N
         if min(counts) < LEAST_OF_CLASS:
             rare = f"{values[counts.argmin()]} in only {min(counts)} rows"
             raise ValueError(f"{target} is {rare}; each class needs {LEAST_OF_CLASS}")
-        return (column.astype(str) == str(values[1])).to_numpy(np.int64), (str(values[0]), str(values[1]))
+        second = np.asarray(column.astype(str) if column.dtype == object else column) == values[1]
+        return second.astype(np.int64), (str(values[0]), str(values[1]))
     if not pd.api.types.is_numeric_dtype(column):
         raise ValueError(f"{target} has {len(values)} different texts; it must be numbers, or two classes")
     return column.to_numpy(np.float64), None

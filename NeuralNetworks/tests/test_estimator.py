@@ -1,11 +1,13 @@
 """The estimators are scikit-learn's: its own checks, pipelines, names of outputs, and refusals in its way."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import pytest
 from scipy.special import ndtri
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -29,6 +31,44 @@ def test_scikit_learns_checks(kind, monkeypatch):
     outcomes = check_estimator(kind(**QUICK), on_fail=None, on_skip=None)
     assert {x["check_name"]: x["exception"] for x in outcomes if x["status"] == "failed"} == {}
     assert sum(x["status"] == "passed" for x in outcomes) > 50
+
+
+def test_a_fit_that_fails_leaves_no_answers_of_the_one_before(monkeypatch):
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    for model, y in ((StructureDiscovery(**QUICK), X[:, 0]), (StructureDiscoveryClassifier(**QUICK), X[:, 0] > 0)):
+        with monkeypatch.context() as patch:
+            patch.setattr(discover, "descend", interrupted := Interrupted(discover.descend))
+            model.fit(X, y)
+            interrupted.now = True
+            with pytest.raises(KeyboardInterrupt):
+                model.fit(X, y)
+        with pytest.raises(NotFittedError):
+            model.predict(X)
+
+
+def test_ctrl_c_while_it_is_fitted_again_leaves_the_network_as_it_was(monkeypatch):
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    model = StructureDiscovery(**QUICK).fit(X, X[:, 0])
+    before, interrupted = model.predict(X), Interrupted(polish)
+    monkeypatch.setattr(estimator, "polish", interrupted)
+    interrupted.now = True
+    with pytest.raises(KeyboardInterrupt):
+        model.refit(X, X[:, 1])
+    assert (model.predict(X) == before).all() and not model.discovery_.interrupted
+    interrupted.now = False
+    assert (model.refit(X, X[:, 1]).predict(X) != before).any()
+
+
+class Interrupted:
+    """A function in which Ctrl-C comes as soon as `now` is set."""
+
+    def __init__(self, function: Callable) -> None:
+        self.function, self.now = function, False
+
+    def __call__(self, *arguments: object) -> object:
+        if self.now:
+            raise KeyboardInterrupt
+        return self.function(*arguments)
 
 
 def test_in_a_pipeline_and_cross_validated():

@@ -39,6 +39,12 @@ def test_two_values_are_two_classes(tmp_path, values):
     assert table.classes == (str(values[0]), str(values[1])) and np.array_equal(table.y, second)
 
 
+def test_two_values_in_single_precision_are_two_classes(tmp_path):
+    second = np.arange(40) % 3 == 0
+    np.savez(tmp_path / "t.npz", X=frame()[["a", "c"]], y=np.where(second, 0.9, 0.1).astype(np.float32))
+    assert np.array_equal(read(tmp_path / "t.npz").y, second)
+
+
 def test_what_scikit_learn_ships():
     diabetes, cancer, digits = read("diabetes"), read("breast_cancer"), read("digits", "3")
     assert np.allclose(diabetes.X, load_diabetes().data) and np.allclose(diabetes.y, load_diabetes().target)
@@ -114,6 +120,8 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "broken.npz").write_bytes(b"PK no zip")
     (tmp_path / "bytes.csv").write_bytes(bytes(range(128, 256)))
     np.savez(tmp_path / "x.npz", X=np.eye(3))
+    np.save(tmp_path / "array.npy", np.eye(3))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
     np.savez(tmp_path / "shape.npz", X=np.eye(3), y=np.eye(2))
     np.savez(tmp_path / "twice.npz", X=np.eye(3), y=np.ones(3), columns=["a", "b", "a"])
     np.savez(tmp_path / "object.npz", X=np.array([[{}]]), y=np.ones(1))
@@ -124,6 +132,7 @@ def test_files_that_are_none(tmp_path):
         "bytes.csv": "can't be read",
         "broken.npz": "can't be read",
         "object.npz": "can't be read",
+        "array.npz": "can't be read",
         "x.npz": "it holds X",
         "twice.npz": "3 different names",
         "shape.npz": r"\(3, 3\) and y is \(2, 2\)",
