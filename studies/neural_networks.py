@@ -136,7 +136,7 @@ def descend(case: Row) -> Row:
     certificate, start = result.certificate, float(result.history["w_perp"][0])
     w_perp, identity = certificate.w_norm, certificate.w_norm_bound
     bounds = dict(identity=identity, lemma=certificate.lemma_bound)
-    holds = identity is None or w_perp <= max(identity, ROUNDING)
+    holds = identity is not None and w_perp <= max(identity, ROUNDING)
     ends = dict(steps=result.steps, is_sosp=certificate.is_sosp, holds=holds)
     return dict(w_perp_initial=start, w_perp=w_perp) | bounds | ends
 
