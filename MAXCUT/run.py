@@ -150,11 +150,12 @@ class Descent(ABC):
         kicks: steps at which a perturbation struck.
         history: snapshots, a list for each name in the rows.
         interrupted: whether Ctrl-C ended the run.
+        hurried: whether it came again before the certificate, which is then left out.
     """
 
     def __init__(self, params: dict[str, Tensor], pgd: PGD, steps: int, generator: torch.Generator) -> None:
         self.params, self.pgd, self.steps, self.generator = params, pgd, steps, generator
-        self.t, self.kicks, self.history, self.interrupted = 0, [], {}, False
+        self.t, self.kicks, self.history, self.interrupted, self.hurried = 0, [], {}, False, False
 
     @abstractmethod
     def step(self) -> None:
@@ -207,10 +208,13 @@ class Descent(ABC):
         """Ctrl-C waits for the end of the block, and ends the run then."""
         with held() as pressed:
             yield
+        self.hurried |= len(pressed) + self.interrupted > 1
         self.interrupted |= bool(pressed)
 
     def certified(self, measure: Callable[..., Certificate], *at: object, **how: object) -> Certificate | None:
         """measure(*at, **how), which may take longer than the descent; None where Ctrl-C comes first."""
+        if self.hurried:
+            return None
         wait = "certificate …" + " (Ctrl-C leaves it out)" * self.interrupted
         with tqdm(desc=wait, bar_format="{desc}", disable=None, leave=False):
             try:

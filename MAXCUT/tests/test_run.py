@@ -152,6 +152,9 @@ def test_ctrl_c_in_the_last_snapshot_ends_the_run_and_loses_nothing():
     descent = Halving(4)
     descent.twice = 4
     assert descent.run().interrupted and descent.history["t"] == [0, 3, 4]
+    assert descent.certified(lambda: "measured") == "measured"
+    descent.t = descent.steps
+    assert descent.run().certified(lambda: "measured") is None  # it has come twice: nothing that may take long is begun
 
 
 def test_a_diverging_loop_says_at_which_step():
