@@ -388,6 +388,7 @@ class Derandomization(Descent):
             few, worst = self.problem, distortion(self.problem, M)
             if config.objective == "bound":
                 few, _ = heavy(few, M, s, tau, worst, 2 * MARGIN)
+            objective = f().item()
         wanted = not self.interrupted and config.objective != "sampled"
         if wanted and config.objective == "bound" and self.pgd.converged and not s.any():
             proof = self.certified(certificate, self.problem, M, tau, config.lam, config.rho, self.ridge)
@@ -397,14 +398,12 @@ class Derandomization(Descent):
             s.requires_grad_()
             proof = self.certified(certify, f, [M, s], s, M, config.lam, config.rho, radius=radius)
         M, s = M.detach(), s.detach()
-        with self.unbroken():
-            value = f().item()
         return Result(
             M=M,
             distortion=worst,
             sigma=abs(s.item()) / sqrt(self.kd),
             tau=tau,
-            objective=value,
+            objective=objective,
             certificate=proof,
             history=self.arrays(),
             kicks=self.kicks,

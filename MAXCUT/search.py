@@ -7,7 +7,6 @@ is the end of all. All this happens on the graph's `kernel`. With little time th
 the run's first descent needs one core, the others search meanwhile.
 """
 
-import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -269,14 +268,14 @@ def search(
         found = Search.of(reduced, s.cpu().numpy(), time.perf_counter() - since)
         ways = Ways(reduced.graph, V[torch.from_numpy(reduced.vertices).to(V.device)], config.epsilon, config.rank)
         reheating, threads = Reheating(ways, found, config, generator, left, checkpoint, first), torch.get_num_threads()
+    found.interrupted = bool(pressed)
     torch.set_num_threads(1)  # the workers are the parallelism; threads within a step would wait for each other
     with tqdm(desc="search", total=config.seconds, unit="s", disable=None, leave=False) as bar:
         try:
-            if not pressed:
+            if not found.interrupted:
                 reheating.run(workers, progress, stop)
         except KeyboardInterrupt:
-            pressed.append(signal.SIGINT)
-    found.interrupted |= bool(pressed)
+            found.interrupted = True
     torch.set_num_threads(threads)
     if first and not first.history:  # Ctrl-C came before its first step
         raise KeyboardInterrupt

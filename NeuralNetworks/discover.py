@@ -231,8 +231,13 @@ def discover(search: Search) -> Discovery:
     if not path:
         raise KeyboardInterrupt
     full = _least(path)
-    ranks, stopped = _collected(eliminate(search, full, fit=not cut_short), search.progress)
-    ranks = ranks[::-1] or [_stage(search, full.network.restricted(search.counts[0]), full.lam)]
+
+    def restricted(k: int) -> Stage:
+        return _stage(search, full.network.restricted(k), full.lam)
+
+    fits = map(restricted, search.counts) if cut_short else eliminate(search, full)
+    ranks, stopped = _collected(fits, search.progress)
+    ranks = ranks[::-1] or [restricted(search.counts[0])]
     return Discovery(start.spectrum(), path, full, ranks, choose(ranks), cut_short or stopped)
 
 
@@ -244,19 +249,14 @@ def descents(search: Search, network: Network) -> Iterator[Stage]:
         yield _stage(search, network, lam)
 
 
-def eliminate(search: Search, full: Stage, fit: bool = True) -> Iterator[Stage]:
+def eliminate(search: Search, full: Stage) -> Iterator[Stage]:
     """Fits on the leading directions of the network, on ever fewer, at its λ, and anew at a tenth of it.
 
-    At its own λ the path's network pays for all d directions; on few, a smaller λ may do better. Without `fit` it is
-    only restricted.
+    At its own λ the path's network pays for all d directions; on few, a smaller λ may do better.
     """
     network, lighter = full.network, full.lam / 10
     for k in search.counts:
-        network = network.restricted(k)
-        if not fit:
-            yield _stage(search, network, full.lam)
-            continue
-        network = polish(network, search.training, search.loss, full.lam)
+        network = polish(network.restricted(k), search.training, search.loss, full.lam)
         anew = search.descended(search.drawn().along(network.B.detach()), lighter)
         anew = polish(anew, search.training, search.loss, lighter)
         yield _least([_stage(search, network, full.lam), _stage(search, anew, lighter)])
