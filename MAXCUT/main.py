@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 if __name__ == "__main__":
     gc.disable()  # looking for garbage among imports takes a second; `command_line` enables it again
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # PyTorch's threads sleep while they wait: others need the cores
+os.environ |= {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"} | os.environ  # waiting would take a core
 
 import numpy as np
 import torch
@@ -102,11 +102,11 @@ def main(config: Config) -> bool:
     optimum = exact_maxcut(graph)[0] if graph.n <= EXACT_LIMIT else None
     since = time.perf_counter() - checkpoint.elapsed
     V = solve_sdp(graph, generator=generator)
-    draw = partial(goemans_williamson, graph, V, generator=torch.Generator(config.device).manual_seed(config.seed + 1))
-    known, relaxed = aside(partial(upper_bound, graph, V), partial(draw, config.roundings)), time.perf_counter()
-    descent, found = Derandomization(graph, V, config, generator), None
+    descent, found, relaxed = Derandomization(graph, V, config, generator), None, time.perf_counter()
     workers = min(4, cores) if config.device == "cpu" else 1
     first = descent if config.seconds and workers > 1 and not (config.descents or config.checkpoint or large) else None
+    draw = partial(goemans_williamson, graph, V, generator=torch.Generator(config.device).manual_seed(config.seed + 1))
+    known = aside(partial(upper_bound, graph, V), partial(draw, config.roundings), after=first and first.over)
     s = (first or descent.run(checkpoint)).round()  # `first` needs one core, and the others search meanwhile
     if (config.seconds or config.descents) and not descent.interrupted:
 

@@ -14,7 +14,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from math import hypot, isfinite, log, pi, sqrt
-from typing import TYPE_CHECKING
+from threading import Event
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from pgd import PGD, Certificate, certify
-from run import Descent
+from run import Checkpoint, Descent
 from sdp import principal
 from utilities import Graph, cut_values, trim, weighted_sums
 
@@ -302,9 +303,13 @@ class Derandomization(Descent):
         V: (n, k) unit vectors.
         config: hyperparameters.
         generator: of all randomness.
+
+    Attributes:
+        over: set once it has run.
     """
 
     def __init__(self, graph: Graph, V: Tensor, config: "Config", generator: torch.Generator) -> None:
+        self.over = Event()
         self.graph, self.config, self.pure = graph, config, config.algorithm != "default"
         self.exact = Rounding(graph, config.epsilon)
         # Single precision nearly halves the time of a step on a large graph; on a small one it saves nothing.
@@ -327,6 +332,13 @@ class Derandomization(Descent):
         options = dict(momentum=momentum, patience=c.patience, objective=second_order, generator=generator)
         options |= dict(curvature=min(sqrt(c.rho), c.lam))  # what the certificate asks
         return PGD([self.V, self.mu], lr=c.lr, rho=c.rho, radius=c.radius, **options)
+
+    def run(self, checkpoint: Checkpoint | None = None) -> Self:
+        """See `Descent.run`."""
+        try:
+            return super().run(checkpoint)
+        finally:
+            self.over.set()
 
     @property
     def remaining(self) -> float:

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, TextIO
 
 import networkx as nx
@@ -98,11 +98,13 @@ def trim() -> None:
         getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)(0)
 
 
-def aside(*calls: Callable[[], Any]) -> list[Future]:
-    """What the calls return, made one after the other in a thread that the program's end does not wait for."""
+def aside(*calls: Callable[[], Any], after: Event | None = None) -> list[Future]:
+    """What the calls return, made one after the other, once `after` is set, in a thread that no end of a run awaits."""
     futures = [Future() for _ in calls]
 
     def work() -> None:
+        if after:
+            after.wait()
         for future, call in zip(futures, calls, strict=True):
             try:
                 future.set_result(call())

@@ -117,8 +117,9 @@ def test_seconds_are_used_for_a_better_cut(tmp_path, capsys, undrawn):
 def test_on_two_cores_others_search_while_the_first_descent_runs_which_is_the_same_in_every_run(
     tmp_path, undrawn, monkeypatch
 ):
-    runs, searched, cores = [], [], torch.get_num_threads()
+    runs, searched, late, cores = [], [], [], torch.get_num_threads()
     monkeypatch.setattr("main.search", lambda *how: searched.append(how[-1]) or search(*how))
+    monkeypatch.setattr("main.upper_bound", lambda *of: late.append(searched[-1].over.is_set()) or upper_bound(*of))
     for name in "ab":
         torch.set_num_threads(2)  # main sets one, for the descent
         main(Config(n=80, p=0.15, roundings=10, steps=500, seconds=2, out=tmp_path / name))
@@ -126,6 +127,7 @@ def test_on_two_cores_others_search_while_the_first_descent_runs_which_is_the_sa
             runs.append({key: history[key] for key in ("step", "drawn_cut", "expected_cut", "kicks")})
     torch.set_num_threads(cores)
     assert all(isinstance(first, Derandomization) for first in searched) and len(searched) == 2
+    assert late == [True, True]  # the bound would take the core that the first descent needs
     assert all((runs[0][key] == runs[1][key]).all() for key in runs[0])
     assert results(tmp_path / "a")["steps"] > 100 and results(tmp_path / "a")["certificate"]["is_sosp"]
 
@@ -336,7 +338,7 @@ def test_with_one_thread_a_search_on_a_large_graph_waits_for_no_bound(tmp_path, 
     monkeypatch.setattr(module, "LARGE", 1)
     monkeypatch.setattr(module, "search", search)
     monkeypatch.setattr(module, "upper_bound", lambda *given: (known or pytest.fail("awaited")) and upper_bound(*given))
-    monkeypatch.setattr(module, "aside", lambda *calls: [Later(call) for call in calls])
+    monkeypatch.setattr(module, "aside", lambda *calls, after: [Later(call) for call in calls])
     assert not main(Config(n=60, p=0.2, steps=100, descents=3, out=tmp_path)) and known
 
 
