@@ -190,7 +190,7 @@ def lambda_min(
     tells (`lanczos`): the bound fails with probability `FAILURE`. It is evidence, no proof.
 
     Args:
-        objective: f as a function without arguments, twice differentiable in params.
+        objective: f as a function without arguments, twice differentiable in params; its value is not looked at.
         params: tensors that require gradients.
         accuracy: how far, in f's unit, the bound may lie below the least Ritz value, as far as the precision of params
             allows; by default 10⁻⁴ of the spectrum's width.
@@ -234,7 +234,7 @@ def lanczos(
     """
     n = len(start)
     needed = -log(betaincinv(0.5, (n - 1) / 2, FAILURE))  # logarithm of Σ_j p_j(ℓ)²
-    alpha, beta, look, scale = [], [], 20, 0.0
+    alpha, beta, look, scale = [], [], 5, 0.0
     for a, b, length, _ in _recurrence(product, start):
         alpha.append(a)
         beta.append(b)
@@ -242,7 +242,7 @@ def lanczos(
         # all that the start can see is seen
         exhausted = b <= max(1e-14 * scale, 1e-290) or len(alpha) in (n, MOST_PRODUCTS)
         if exhausted or len(alpha) >= look:
-            look = int(1.1 * len(alpha)) + 5
+            look = max(20, int(1.1 * len(alpha)) + 5)
             theta = eigvalsh_tridiagonal(alpha, beta[:-1])[0]
             gap = max(1e-4 * scale if accuracy == inf else accuracy, finest * scale)
             if exhausted or _log_growth(alpha, beta, theta - gap) >= needed:
@@ -420,7 +420,7 @@ def certify(
     that λ_min ≥ −min(√(K rho), lam): then 2 lam + λ_min(H) ≥ lam, and the bound is finite, whatever K is.
 
     Args:
-        objective: f as a function without arguments, twice differentiable in params.
+        objective: f as a function without arguments, twice differentiable in params; its value is not looked at.
         params: all parameters, W and b among them.
         W: the weights of the random part, b: the shifts that stand beside them.
         lam: factor of ‖W‖²_F in f.

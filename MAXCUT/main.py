@@ -114,8 +114,8 @@ def main(config: Config) -> bool:
             ready = known[0].done() if config.seconds else not large  # a large graph's takes minutes
             return optimum if optimum is not None else known[0].result()[0] if ready else float("inf")
 
-        reserved = 400 if large else 250  # steps' time, for the SOSP at the cut; and a second for the figures
-        how = generator, since, most, workers, checkpoint, lambda: 1 + reserved * descent.pace, first
+        # A second for the figures, and 250 steps' time for the SOSP at the cut and its certificate.
+        how = generator, since, most, workers, checkpoint, lambda: 1 + 250 * descent.pace, first
         found = search(graph, V, s, config, *how)
         descent.plant(s := torch.from_numpy(found.best_cut()).to(s))
     result, descended = descent.result(s), time.perf_counter()

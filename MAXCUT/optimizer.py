@@ -97,9 +97,9 @@ class Rounding:
         """E[cut] = Σ w_ij D_ij in the weights' unit; exact, twice differentiable in V and mu."""
         return self.total * _Share.apply(V, mu, self)
 
-    def objective(self, V: Tensor, mu: Tensor, lam: float) -> Tensor:
-        """f = −E[cut] / Σ|w| + lam ‖V‖²_F; dimensionless."""
-        return lam * V.square().sum() - _Share.apply(V, mu, self)
+    def objective(self, V: Tensor, mu: Tensor, lam: float, valued: bool = True) -> Tensor:
+        """f = −E[cut] / Σ|w| + lam ‖V‖²_F; dimensionless. Not `valued`, what has its derivatives, for half the time."""
+        return lam * V.square().sum() - _Share.apply(V, mu, self, valued)
 
     def _correlations(self, U: Tensor, X: Tensor) -> Tensor:
         """u_i·x_j of every edge, without a temporary of edges × k: (m,)."""
@@ -213,9 +213,11 @@ class _Share(torch.autograd.Function):
     """E[cut] / Σ|w| for autograd, with the closed forms of its gradient and Hessian."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, V: Tensor, mu: Tensor, problem: Rounding) -> Tensor:
+    def forward(ctx: FunctionCtx, V: Tensor, mu: Tensor, problem: Rounding, valued: bool = True) -> Tensor:
         ctx.save_for_backward(V, mu)
         ctx.problem, graph = problem, problem.graph
+        if not valued:
+            return V.new_zeros(())
         _, U, alpha = problem._standardized(V, mu)
         ends = alpha.index_select(0, graph.i), alpha.index_select(0, graph.j)
         return (problem.w * disagreement(*ends, problem._correlations(U, U))).sum()
@@ -223,7 +225,7 @@ class _Share(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         g_V, g_mu = _Slope.apply(*ctx.saved_tensors, ctx.problem)
-        return -grad * g_V, -grad * g_mu, None
+        return -grad * g_V, -grad * g_mu, None, None
 
 
 class _Slope(torch.autograd.Function):
@@ -414,7 +416,7 @@ class Derandomization(Descent):
         """
         with self.unbroken():
             trim()  # of what the search has left
-            length = 1e-3 * self.config.epsilon * self.problem.root_d.to(self.V)[:, None]
+            length = 1e-4 * self.config.epsilon * self.problem.root_d.to(self.V)[:, None]
             self.V *= length / self.V.norm(dim=1, keepdim=True).clamp_min(1e-30)
             self.mu.copy_(8 * self.problem.noise * s.to(self.mu))
             self.pgd = self._pgd(self.generator)
@@ -436,9 +438,9 @@ class Derandomization(Descent):
         s = self.round() if s is None else s
         V, mu = (x.detach().double().requires_grad_() for x in (self.V, self.mu))
         lam = self.config.lam
-        objective = partial(self.exact.objective, V, mu, lam)
+        slope = partial(self.exact.objective, V, mu, lam, valued=False)
         with self.unbroken(), torch.no_grad():
-            f, sigma = float(objective()), float(self.exact.lengths(V).max())
+            f, sigma = float(self.exact.objective(V, mu, lam)), float(self.exact.lengths(V).max())
         if not isfinite(f):
             raise FloatingPointError(f"the objective is {f} at step {self.t}")
         return Result(
@@ -446,7 +448,7 @@ class Derandomization(Descent):
             cut=float(cut_values(self.graph, s)),
             sigma=sigma,
             objective=f,
-            certificate=self.certified(certify, objective, [V, mu], V, mu, lam, self.config.rho),
+            certificate=self.certified(certify, slope, [V, mu], V, mu, lam, self.config.rho),
             history=self.arrays(),
             kicks=self.kicks,
             steps=self.t,

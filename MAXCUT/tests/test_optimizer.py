@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from functools import partial
 
 import networkx as nx
 import numpy as np
@@ -99,6 +100,11 @@ def test_gradient_is_the_objectives(seed):
     by_autograd = torch.autograd.grad(problem.objective(V, mu, 0.3), (V, mu))
     for closed, automatic in zip(problem.gradient(V, mu, 0.3), by_autograd, strict=True):
         assert torch.allclose(closed, automatic, atol=1e-12)
+    f, slope = (partial(problem.objective, lam=0.3, valued=valued) for valued in (True, False))
+    hessians = (torch.autograd.functional.hessian(of, (V.detach(), mu.detach())) for of in (f, slope))
+    for row, other in zip(*hessians, strict=True):
+        assert all(torch.equal(x, y) and x.any() for x, y in zip(row, other, strict=True))
+    assert slope(V, mu) != f(V, mu)
 
 
 @pytest.mark.parametrize("epsilon", [1e-2, 0.3])

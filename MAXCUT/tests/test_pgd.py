@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pgd import FAILURE, PGD, _recurrence, certify, lambda_min, lipschitz
+from pgd import FAILURE, PGD, _recurrence, certify, lambda_min, lanczos, lipschitz
 
 
 @pytest.fixture(autouse=True)
@@ -200,6 +200,14 @@ def test_lanczos_vectors_stay_orthonormal_long_after_an_eigenvalue_has_converged
     steps = _recurrence(lambda v: eigenvalues * v, np.random.default_rng(0).standard_normal(300))
     Q = np.array([v for _, (*_, v) in zip(range(100), steps, strict=False)])
     assert np.abs(Q @ Q.T - np.eye(100)).max() < 1e-8
+
+
+def test_lanczos_looks_early_where_eigenvalues_are_as_good_as_two():
+    """As at the end of every search, whose Hessian is 2λ in V and nearly 0 in μ: five products tell."""
+    rng, products = np.random.default_rng(0), []
+    eigenvalues = np.repeat([0.2, 0.0], 5000) + 1e-8 * rng.standard_normal(10_000)
+    bound, _ = lanczos(lambda v: products.append(1) or eigenvalues * v, rng.standard_normal(10_000), accuracy=2.5e-4)
+    assert len(products) == 5 and eigenvalues.min() - 2.5e-4 <= bound <= eigenvalues.min()
 
 
 def test_lambda_min_fails_as_often_as_it_says(monkeypatch):
