@@ -52,7 +52,7 @@ def draw(figure: Figure, networks: History, maxcut: History, jl: History) -> lis
     seen[0].plot(*W[0].T, ".", color=ORANGE, markersize=2.2, alpha=0.6, label="initialized")
     (neurons,) = seen[0].plot(*W[-1].T, ".", color=BLUE, markersize=2.5, label="trained")
     seen[0].set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="$w_1$", ylabel="$w_2$")
-    seen[0].set_title("NeuralNetworks\n1000 neurons: one line is left")
+    seen[0].set_title(f"NeuralNetworks\n{W.shape[1]} neurons: one line is left")
     seen[1].set_title("MAXCUT\nrandom cuts: one is left")
     seen[1].set(xlabel="iteration", ylabel="cut")
     seen[2].set_title("JohnsonLindenstrauss\nrandom matrices: one is left")
@@ -119,7 +119,7 @@ def main(config: Config) -> bool:
             raise FileNotFoundError(f"{file} is not there; run {name}/main.py first")
         with np.load(file) as history:
             histories.append(dict(history))
-    if "weights" not in histories[0] or histories[0]["weights"].ndim < 3:
+    if "weights" not in histories[0]:
         raise ValueError("the last run of NeuralNetworks/main.py was not in the plane; run it with --d 2")
     writable(config.out)
     with rc_context(STYLE | {"axes.titlesize": 12}), whole_files(config.out) as staging:

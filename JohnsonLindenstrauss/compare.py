@@ -69,9 +69,10 @@ def compare(problem: Problem, M: Tensor, count: int, seed: int) -> Comparison:
     count = min(count, max(20, 2 * 10**8 // problem.N))
     low, high = np.array([extremes(problem, next(source)) for _ in range(count)]).T
     exact = interpolation(problem) if isinstance(problem, Vectors) else None
-    edges, counts = histogram(problem, matrices)
+    reach = np.array([extremes(problem, matrix) for matrix in matrices.values()]) - 1
+    edges, counts = histogram(problem, matrices, reach.min(), reach.max())
     return Comparison(
-        worst={name: distortion(problem, matrix) for name, matrix in matrices.items()},
+        worst=dict(zip(matrices, np.abs(reach).max(1).tolist(), strict=True)),
         gaussian=np.maximum(1 - low, high - 1),
         gaussian_scaled=(high - low) / (high + low),
         interpolation=None if exact is None else max(distortion(problem, exact), ROUNDING),
@@ -128,10 +129,11 @@ def interpolation(vectors: Vectors) -> Tensor | None:
     return solution.T.to(vectors.X) if rank == len(X) else None
 
 
-def histogram(problem: Problem, matrices: dict[str, Tensor]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Edges of 20 to 100 bins, and how many distortions ‖M x‖² − 1 of each matrix lie in each."""
-    reach = np.array([extremes(problem, M) for M in matrices.values()]) - 1
-    edges = np.linspace(reach.min(), reach.max(), int(min(100, max(20, problem.N**0.5))) + 1)
+def histogram(
+    problem: Problem, matrices: dict[str, Tensor], least: float, most: float
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Edges of 20 to 100 bins between these, and how many distortions ‖M x‖² − 1 of each matrix lie in each."""
+    edges = np.linspace(least, most, int(min(100, max(20, problem.N**0.5))) + 1)
     counts = {name: np.zeros(len(edges) - 1) for name in matrices}
     for name, M in matrices.items():
         for q in distortions(problem, M):

@@ -106,21 +106,24 @@ def read_csv(path: Path) -> np.ndarray:
     with path.open(encoding="utf-8-sig") as file:
         lines = (line for line in file if not line.isspace())
         first, second = next(lines, ""), next(lines, "")
-        separator = _separator(second)
+        separator = _separator(second, ",;\t")
         names = _names(first, separator)
-        separator = separator or (None if names else _separator(first))
+        if names and separator and first.startswith((separator, f'""{separator}')):
+            raise ValueError("its first column has no name: leave the index out (of pandas' to_csv by index=False)")
+        separator = separator or (None if names else _separator(first, ",;"))
         rows = chain([second] if names else [first, second], lines)
-        if separator is None:
-            rows = map(_without_gaps, rows)
         try:
-            return np.loadtxt(rows, delimiter=separator, comments=None, ndmin=2, quotechar='"')
+            X = np.loadtxt(rows, delimiter=separator, comments=None, ndmin=2, quotechar='"')
         except ValueError as error:
             raise ValueError(f"it is no table of numbers: {str(error).split('; use')[0]}") from None
+    if X.shape[1] > 2 and not names and np.array_equal(X[:1], [np.arange(X.shape[1])]):
+        raise ValueError("its first line numbers the columns: leave it out (of pandas' to_csv by header=False)")
+    return X
 
 
-def _separator(line: str) -> str | None:
-    """Comma, semicolon, or None for blanks and tabs."""
-    return next((mark for mark in ",;" if mark in line), None)
+def _separator(line: str, marks: str) -> str | None:
+    """The first of the marks that is in the line; None: blanks and tabs."""
+    return next((mark for mark in marks if mark in line), None)
 
 
 def _names(line: str, separator: str | None) -> bool:
@@ -130,12 +133,6 @@ def _names(line: str, separator: str | None) -> bool:
     cells = [cell.strip().strip('"').strip().lower() for cell in cells]
     missing = re.compile(r"[-+]?(|na|n/a|nan|null|none|\?|inf|infinity)")
     return not any(re.match(r"[-+]?\.?\d", cell) for cell in cells) and not all(map(missing.fullmatch, cells))
-
-
-def _without_gaps(line: str) -> str:
-    if re.search(r"^\t|\t\t|\t$", line.rstrip("\r\n")):
-        raise ValueError(f"there is nothing before, between or after tabs in {line.rstrip()[:60]!r}")
-    return line
 
 
 READERS = {".npy": read_npy, ".npz": read_npz, ".csv": read_csv}

@@ -132,8 +132,8 @@ def main(config: Config) -> bool:
     results |= dict(preserved=problem.N, duplicates=getattr(problem, "duplicates", 0))
     results |= dict(distortion=result.distortion, sigma=result.sigma, objective=result.objective)
     results |= dict(certificate=result.certificate and asdict(result.certificate), interrupted=interrupted)
-    results |= dict(seconds=seconds, steps=result.steps, perturbations=len(result.kicks)) | compared.numbers()
-    results |= dict(tau=result.tau if config.objective == "bound" else None)
+    results |= dict(seconds=seconds, steps=result.steps, perturbations=len(result.history["kicks"]))
+    results |= compared.numbers() | dict(tau=result.tau if config.objective == "bound" else None)
     results |= dict(completed=dict(growth=descent.growth, ridge=descent.ridge))
     results |= dict(peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)  # bytes, on Linux
     with run.whole_files(config.out) as folder:

@@ -76,7 +76,7 @@ class Pairs:
     """All pairs of n points, whose distances are to be preserved: q_ij = ‖M (x_i − x_j)‖² / ‖x_i − x_j‖².
 
     The differences are never built: with Y = M Xᵀ, ‖y_i − y_j‖² = ‖y_i‖² + ‖y_j‖² − 2 y_i·y_j, tile by tile of the
-    n × n matrix; of that, `KEPT` numbers at most are kept.
+    n × n matrix; of that, `KEPT` numbers at most are kept (and, where duplicates are left out, which the others are).
 
     Args:
         X: (n, d) the points.
@@ -358,11 +358,9 @@ def bound(problem: Problem, M: Tensor, s: Tensor, tau: float) -> Tensor:
         s: ‖σI‖_F = σ√(kd), a scalar: the lemma's ‖W‖_F.
         tau: τ > 0.
     """
-
-    def moments(q: Tensor) -> tuple[Tensor, Tensor]:
-        return log_moments(q, s.square() / (len(M) * problem.d), tau, len(M))
-
-    return torch.stack([torch.cat(moments(q)).logsumexp(0) for q in distortions(problem, M)]).logsumexp(0) / tau
+    k, variance = len(M), s.square() / (len(M) * problem.d)
+    blocks = [torch.cat(log_moments(q, variance, tau, k)).logsumexp(0) for q in distortions(problem, M)]
+    return torch.stack(blocks).logsumexp(0) / tau
 
 
 def bound_gradient(problem: Problem, M: Tensor, s: Tensor, tau: float) -> tuple[float, Tensor, Tensor]:

@@ -37,6 +37,8 @@ MARGIN = 30
 """pairs lighter than the heaviest by e^−MARGIN are left out"""
 DENSE = 10**4
 """most variables for which ∇²f is formed and factorized"""
+CERTIFIABLE = 10**6
+"""most pairs that may still matter at the end: with more the run was stopped early, and λ_min would take minutes"""
 LEFT_OUT = 1e-3
 """share of all weight that the Hessian may lack before the end is near"""
 SETTLED = 0.06
@@ -374,29 +376,32 @@ def certificate(problem: Problem, M: Tensor, tau: float, lam: float, rho: float,
     M, k, threshold = M @ V.T, len(M), min(sqrt(rho), lam)
     G = ridge * torch.eye(len(V), dtype=M.dtype, device=M.device)
     s = M.new_zeros(())
-    norm = float((bound_gradient(small, M, s, tau)[1] + 2 * M @ G).norm())
     worst = distortion(small, M)
     exact = 2 * tanh(tau * worst) <= threshold
+    exact |= small.N > CERTIFIABLE and 50 / tau >= worst  # all would matter: λ_min is left unknown
     few = small.subset(*strongest(small, M, lambda c: c, 10**4 if exact else 10**9, 50 / tau)[0])
     U = few.units()
     at = weigh(U, M, tau, G)
+    # By differences, if all that matter are there; of all, distances are less exact where points are near.
+    norm = float((bound_gradient(small, M, s, tau)[1] + 2 * M @ G if exact else at.g).norm())
     least = -2 * tanh(tau * worst) if exact else _proven(U, at, tau, G, threshold)
     of_q = (at.p[0] - at.p[1]).sum() * k + 2 * tau * (at.p.sum(0) @ at.Z.square().sum(1))
     curvature = 2 * (lam + ridge) + 2 / (k * problem.d) * float(of_q)
     leaves = [M.clone().requires_grad_(), s.clone().requires_grad_()]
     K = lipschitz(lambda: bound(few, *leaves, tau) + lam * leaves[1].square(), leaves, min(1e-3, 0.1 / tau))
-    slack = 2 * lam - sqrt(K * rho)
+    smallest = min(least, curvature)
+    slack = 2 * lam - max(sqrt(K * rho), -smallest)
     return Certificate(
         gradient_norm=norm,
         gradient_error=0.0,
-        lambda_min=min(least, curvature),
+        lambda_min=smallest,
         w_norm=0.0,
         w_norm_bound=0.0 if 2 * lam + least > 0 else None,
         lemma_bound=rho / slack if slack > 0 else None,
         K_estimate=K,
         rho=rho,
         lam=lam,
-        is_sosp=norm <= rho and min(least, curvature) >= -threshold,
+        is_sosp=norm <= rho and smallest >= -threshold,
     )
 
 
@@ -406,9 +411,9 @@ def _proven(U: Tensor, at: At, tau: float, G: Tensor, threshold: float) -> float
         return _lowest(U, at, tau, G, threshold / 4)[0]
     everything = torch.ones_like(at.g, dtype=torch.bool)  # what is left out is no less than 0
     H = hessian(U, at.Z, tau * at.p, at.p[0] - at.p[1], G, everything, 1e-12)
-    epsilon = 1e-14 * len(H) * float(H.abs().max())  # what rounding may hide
+    epsilon = rounding = (1e-14 * len(H) + 4e-16 * tau) * float(H.abs().max())  # what it may hide, in H and in weights
     while epsilon < threshold:
         if not torch.linalg.cholesky_ex(H.diagonal_scatter(H.diagonal() + epsilon))[1]:
             return -epsilon
         epsilon *= 10
-    return float(eigh(H.cpu().numpy(), subset_by_index=(0, 0), eigvals_only=True)[0])
+    return float(eigh(H.cpu().numpy(), subset_by_index=(0, 0), eigvals_only=True)[0]) - rounding

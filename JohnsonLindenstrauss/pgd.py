@@ -374,11 +374,11 @@ class Certificate:
     w_norm: float
     """‖W‖_F"""
     w_norm_bound: float | None
-    """‖∇_W f‖ / (2 lam + λ_min(∇²_b E[g])), the identity in the lemma's proof, true at any point; None where the
-    denominator is not positive, or so small that the errors of a rule which stands for E make it less than ‖W‖"""
+    """(‖∇_W f‖ + gradient_error) / (2 lam + λ_min(∇²_b E[g])), the identity in the lemma's proof, true at any point;
+    None where the denominator is not positive, or so small that a rule's errors make the bound less than ‖W‖"""
     lemma_bound: float | None
-    """rho / (2 lam − √(K_estimate rho)), Lemma 3.1's own bound on every rho-SOSP's ‖W‖; None where it says nothing, and
-    where b is not among the parameters"""
+    """rho / (2 lam − √(K_estimate rho)), Lemma 3.1's own bound on ‖W‖ at a rho-SOSP, with −λ_min for the root where
+    it is more; None where it says nothing, and where b is not among the parameters"""
     K_estimate: float
     """estimate of the Hessian's Lipschitz constant from below, see `lipschitz`"""
     rho: float
@@ -438,9 +438,10 @@ def certify(
     accuracies = (threshold / 4, (lam or threshold) / 4) if stationary else (inf, inf)  # it takes long on wide spectra
     smallest = lambda_min(objective, params, accuracies[0])[0]
     denominator = (2 * lam + lambda_min(objective, [b], accuracies[1])[0]) * (1 - 1e-6)  # rounds the bound up
-    bound = float(project(gradients[-1]).norm()) / denominator if denominator > 0 else 0.0
+    slope = float(project(gradients[-1]).norm()) + gradient_error
+    bound = slope / denominator if denominator > 0 else 0.0
     K_estimate = lipschitz(objective, params, radius)
-    slack = 2 * lam - sqrt(K_estimate * rho)
+    slack = 2 * lam - max(sqrt(K_estimate * rho), -smallest)  # an SOSP for this K may be none for the definition's
     return Certificate(
         gradient_norm=gradient_norm,
         gradient_error=gradient_error,

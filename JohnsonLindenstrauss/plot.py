@@ -19,7 +19,7 @@ def figures(result: Result, compared: Comparison, config: "Config") -> dict[str,
     best_of = config.draws if config.objective == "sampled" else None
     return {
         "fig6_distortion": distortion(result.history, result.distortion, compared, best_of),
-        "fig7_variance": variance(result.history, result.kicks),
+        "fig7_variance": variance(result.history),
         "distortions": distortions(compared, config.problem),
     }
 
@@ -59,13 +59,13 @@ def distortion(history: dict[str, np.ndarray], final: float, compared: Compariso
 
 
 @rc_context(STYLE)
-def variance(history: dict[str, np.ndarray], kicks: list[int]) -> Figure:
+def variance(history: dict[str, np.ndarray]) -> Figure:
     """Figure 7: σ² against iterations: the randomness that is left in the projection."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     variances = np.where(history["sigma"] > 0, np.maximum(history["sigma"] ** 2, 1e-30), np.nan)  # 0 is at no height
     axes.semilogy(history["step"], variances, color=BLUE)
-    perturbations(axes, kicks)
+    perturbations(axes, history["kicks"])
     axes.set(xlabel="iteration", ylabel=r"variance $\sigma^2$")
     legend_below(figure)
     return figure

@@ -182,8 +182,8 @@ class Descent(ABC):
         checkpoint = checkpoint or Checkpoint()
         if (state := checkpoint.resumed("descent")) is not None:
             self.load_state_dict(state)
-        with tqdm(desc="PGD", initial=self.t, total=self.steps, unit=" steps", disable=None, leave=False) as bar:
-            try:
+        try:
+            with tqdm(desc="PGD", initial=self.t, total=self.steps, unit=" steps", disable=None, leave=False) as bar:
                 while self.t < self.steps and not self.pgd.converged:
                     if self.due():
                         self.snapshot()
@@ -197,8 +197,8 @@ class Descent(ABC):
                         self.kicks.append(self.t)
                     checkpoint.keep("descent", self.state_dict)
                 checkpoint.keep("descent", self.state_dict, finished=True)
-            except KeyboardInterrupt:
-                self.interrupted = True
+        except KeyboardInterrupt:
+            self.interrupted = True
         with self.unbroken():
             self.snapshot()
         return self
@@ -216,12 +216,12 @@ class Descent(ABC):
         if self.hurried:
             return None
         wait = "certificate …" + " (Ctrl-C leaves it out)" * self.interrupted
-        with tqdm(desc=wait, bar_format="{desc}", disable=None, leave=False):
-            try:
+        try:
+            with tqdm(desc=wait, bar_format="{desc}", disable=None, leave=False):
                 return measure(*at, **how)
-            except KeyboardInterrupt:
-                self.interrupted = True
-                return None
+        except KeyboardInterrupt:
+            self.interrupted = True
+            return None
 
     def snapshot(self) -> None:
         """Append a row to the history."""

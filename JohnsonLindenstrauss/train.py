@@ -32,7 +32,7 @@ from model import (
     strongest,
     tail,
 )
-from newton import DENSE, Newton, certificate, threads
+from newton import CERTIFIABLE, DENSE, Newton, certificate, threads
 from pgd import PGD, Certificate, certify
 from run import Descent, State
 
@@ -60,8 +60,6 @@ STEPS = 150
 """steps of it after which it is given up: more than any run in the README takes"""
 LARGE, CORES = 2000, torch.get_num_threads()
 """variables from which a step of it is work for more than one thread, and the threads that this process was given"""
-CERTIFIABLE = 10**6
-"""most pairs that may still matter at the end: with more the run was stopped early, and λ_min would take minutes"""
 
 
 @dataclass
@@ -82,9 +80,7 @@ class Result:
     """of the last f; None after Ctrl-C, with more than `CERTIFIABLE` pairs that still matter, and for the sampled
     objective, which has kinks and no exact gradient"""
     history: dict[str, np.ndarray]
-    """snapshots, see `Derandomization.row`, and the kicks"""
-    kicks: list[int]
-    """steps at which a perturbation struck"""
+    """snapshots, see `Derandomization.row`, and kicks, the steps at which a perturbation struck"""
     steps: int
     cut_short: bool
     """whether Ctrl-C ended the descent"""
@@ -182,7 +178,7 @@ class Derandomization(Descent):
             radius=config.radius,
             momentum=0 if self.pure else config.momentum,
             patience=config.patience,
-            objective=self._of_params if config.algorithm == "2" else None,
+            objective=(lambda: self.of(M, t)) if config.algorithm == "2" else None,
             curvature=min(sqrt(config.rho), config.lam),  # what the certificate asks
             generator=generator,
         )
@@ -216,26 +212,24 @@ class Derandomization(Descent):
             value = sampled(problem, M, s, self.config.draws, self.generator)
         return value + self.lam * s.square()
 
-    def _of_params(self) -> Tensor:
-        M = self.params["M"]
-        return self.f(self.small, M, self.scale * self.params["t"], self.tau) + ((M @ self.G) * M).sum()
+    def of(self, M: Tensor, t: Tensor) -> Tensor:
+        """f where PGD's parameters are these."""
+        return self.f(self.small, M, self.scale * t, self.tau) + ((M @ self.G) * M).sum()
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, list[Tensor]]:
         """f over the pairs that matter, and its gradients in M and t."""
         M, t = self.params.values()
-        pull = M @ self.G
-        shrink = float((pull * M).sum())
         if self.config.objective == "bound":
-            s, lam = self.scale * t, self.lam
+            s, pull = self.scale * t, M @ self.G
             with threads(CORES, where=is_sample(self.few)):
                 value, f_M, f_s = bound_gradient(self.few, M, s, self.tau)
-            return value + lam * s.square().item() + shrink, [f_M + 2 * pull, self.scale * (f_s + 2 * lam * s)]
+            value += self.lam * s.square().item() + float((pull * M).sum())
+            return value, [f_M + 2 * pull, self.scale * (f_s + 2 * self.lam * s)]
         leaves = [x.clone().requires_grad_() for x in (M, t)]
         with torch.enable_grad():
-            value = self.f(self.small, leaves[0], self.scale * leaves[1], self.tau)
-            f_M, f_t = torch.autograd.grad(value, leaves)
-        return value.item() + shrink, [f_M + 2 * pull, f_t]
+            value = self.of(*leaves)
+        return value.item(), list(torch.autograd.grad(value, leaves))
 
     def closure(self) -> float:
         """f, and its gradients where PGD takes them from: all there is to a step of the paper's algorithms."""
@@ -406,22 +400,21 @@ class Derandomization(Descent):
             objective=objective,
             certificate=proof,
             history=self.arrays(),
-            kicks=self.kicks,
             steps=self.t,
             cut_short=cut_short,
             interrupted=self.interrupted,
         )
 
 
-def reach(M: Tensor, variance: float, tau: float, worst: float, margin: float) -> float:
+def reach(problem: Problem, M: Tensor, s: Tensor, tau: float, worst: float, margin: float) -> float:
     """How far below the worst distortion the pairs lie that are lighter than the heaviest by e^−margin.
 
     Args:
-        M, tau: as in `bound`.
-        variance: σ².
+        problem, M, s, tau: as in `bound`.
         worst: worst distortion of M; 1 + worst or 1 − worst is therefore the q of some pair.
         margin: logarithm of the weight that may be left out.
     """
+    variance = s.square().item() / (len(M) * problem.d)
     up, down = 1 - 2 * tau * variance, 1 + 2 * tau * variance
     if up <= 0:
         return inf
@@ -441,7 +434,7 @@ def heavy(problem: Problem, M: Tensor, s: Tensor, tau: float, worst: float, marg
     Returns:
         They, and the worst distortion.
     """
-    far = reach(M, s.square().item() / (len(M) * problem.d), tau, worst, margin)
+    far = reach(problem, M, s, tau, worst, margin)
     if far >= worst:
         return problem, distortion(problem, M)
     most = min(max(problem.N // 8, ANYWAY), FEW)
@@ -486,7 +479,7 @@ def matter(
     """
     many = False
     if is_sample(before):  # it says how many would be heavy
-        far = reach(M, s.square().item() / (len(M) * problem.d), tau, worst, MARGIN)
+        far = reach(problem, M, s, tau, worst, MARGIN)
         c = torch.cat([(q - 1).abs() for q in distortions(before, M)])
         many = float(before.log_weight[c >= c.max() - far].exp().sum()) > FEW
     if not many:

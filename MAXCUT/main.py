@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 if __name__ == "__main__":
     gc.disable()  # looking for garbage among imports takes a second; `command_line` enables it again
-os.environ |= {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"} | os.environ  # waiting would take a core
+os.environ |= {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"} | os.environ  # idle ones take no core
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ class Config:
     rank: Count = 8
     """columns of V kept after the SDP, its principal ones"""
     seconds: Positive | None = None
-    """so much time, from start to end, for more than one SOSP, of which the best is kept; none: one SOSP"""
+    """so much time, from the relaxation on, for more than one SOSP, of which the best is kept; none: one SOSP"""
     descents: Count | None = None
     """end the search after so many descents; without --seconds and with one thread the same cut in every run"""
     roundings: Annotated[int, Field(ge=1, le=10**6)] = 1000
@@ -111,34 +111,34 @@ def main(config: Config) -> bool:
     if (config.seconds or config.descents) and not descent.interrupted:
 
         def most() -> float:  # with a number of descents only, nothing shall depend on when the bound is known
-            ready = known[0].done() if config.seconds else not large  # a large graph's takes minutes
+            ready = (known[0].done() if config.seconds else not large) and not known[0].exception()
             return optimum if optimum is not None else known[0].result()[0] if ready else float("inf")
 
-        # A second for the figures, and 250 steps' time for the SOSP at the cut and its certificate.
-        how = generator, since, most, workers, checkpoint, lambda: 1 + 250 * descent.pace, first
-        found = search(graph, V, s, config, *how)
+        how = generator, since, most, workers, checkpoint, lambda: 1 + 150 * descent.pace, first
+        found = search(graph, V, s, config, *how)  # which leaves a second for figures, 150 steps' for the certificate
+        descent.interrupted |= found.interrupted
         descent.plant(s := torch.from_numpy(found.best_cut()).to(s))
     result, descended = descent.result(s), time.perf_counter()
-    interrupted = result.interrupted or bool(found and found.interrupted)
-    bound, proof, patience = float(graph.w.clamp(min=0).sum()), "the weights' sum", 2.0 if interrupted else None
+    interrupted, bound, proof, gw = result.interrupted, float(graph.w.clamp(min=0).sum()), "the weights' sum", None
     try:  # these may take longer than the cut, which is what counts
-        bound, proof = known[0].result(patience)
-        gw = known[1].result(patience).cpu().numpy()
-    except (KeyboardInterrupt, TimeoutError):
-        gw, interrupted = draw(1).cpu().numpy(), True
+        bound, proof = known[0].result(timeout=2 if interrupted else None)
+        gw = known[1].result(timeout=2 if interrupted else None).cpu().numpy()
+    except (KeyboardInterrupt, TimeoutError, MemoryError, RuntimeError) as error:
+        interrupted |= isinstance(error, KeyboardInterrupt)
     still = None if interrupted or graph.n > plot.DRAWN else unperturbed(graph, V, config, generator)
-    if still and still.interrupted:
-        still, interrupted = None, True
-    results = dict(experiment="MAXCUT", n=graph.n, m=graph.m, cut=result.cut, optimum=optimum, interrupted=interrupted)
-    results |= dict(expected_cut=float(result.history["expected_cut"][-1]), objective=result.objective)
-    results |= dict(upper_bound=bound, upper_bound_proof=proof, sdp_value=sdp_value(graph, V), sigma=result.sigma)
-    results |= dict(gw_mean=gw.mean(), gw_best=gw.max(), roundings=len(gw), perturbations=len(result.kicks))
-    results |= dict(certificate=result.certificate and asdict(result.certificate), steps=result.steps)
-    results |= dict(seconds=descended - since, seconds_pgd=descended - relaxed + checkpoint.elapsed)
-    results |= dict(descents=1 + (found.descents if found else 0))
-    history = result.history | {"gw": gw} | (dict(search_seconds=found.seconds, search_cut=found.best) if found else {})
+    still, interrupted = (None, True) if still and still.interrupted else (still, interrupted)
     with run.whole_files(config.out, plot.SOMETIMES) as folder:
-        run.save(folder, config, results, plot.figures(graph, result, still, found, results, gw), history=history)
+        gw = draw(1).cpu().numpy() if gw is None else gw
+        results = dict(experiment="MAXCUT", n=graph.n, m=graph.m, cut=result.cut, optimum=optimum)
+        results |= dict(expected_cut=float(result.history["expected_cut"][-1]), objective=result.objective)
+        results |= dict(upper_bound=bound, upper_bound_proof=proof, sdp_value=sdp_value(graph, V), sigma=result.sigma)
+        results |= dict(gw_mean=gw.mean(), gw_best=gw.max(), roundings=len(gw), interrupted=interrupted)
+        results |= dict(certificate=result.certificate and asdict(result.certificate), steps=result.steps)
+        results |= dict(seconds=descended - since, seconds_pgd=descended - relaxed + checkpoint.elapsed)
+        results |= dict(descents=1 + (found.descents if found else 0), perturbations=len(result.history["kicks"]))
+        searched = dict(search_seconds=found.seconds, search_cut=found.best) if found else {}
+        drawn = plot.figures(graph, result, still, found, results, gw)
+        run.save(folder, config, results, drawn, history=result.history | {"gw": gw} | searched)
         np.savetxt(folder / "cut.txt", result.s.cpu() > 0, fmt="%d")
         if graph.names:
             (folder / "vertices.txt").write_text("\n".join(graph.names) + "\n", encoding="utf-8")

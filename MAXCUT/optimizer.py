@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import hypot, isfinite, log, pi, sqrt
 from threading import Event
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from pgd import PGD, Certificate, certify
-from run import Checkpoint, Descent
+from run import Descent
 from sdp import principal
 from utilities import Graph, cut_values, trim, weighted_sums
 
@@ -223,7 +223,7 @@ class _Share(torch.autograd.Function):
         return (problem.w * disagreement(*ends, problem._correlations(U, U))).sum()
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         g_V, g_mu = _Slope.apply(*ctx.saved_tensors, ctx.problem)
         return -grad * g_V, -grad * g_mu, None, None
 
@@ -280,9 +280,8 @@ class Result:
     certificate: Certificate | None
     """of where the descent is; None where Ctrl-C came before it was measured"""
     history: dict[str, np.ndarray]
-    """snapshots: step, expected_cut, drawn_cut (of one draw), sigma, gradient_norm, objective, lam; and the kicks"""
-    kicks: list[int]
-    """steps at which a perturbation struck"""
+    """snapshots: step, expected_cut, drawn_cut (of one draw), sigma, gradient_norm, objective, lam; and kicks, the
+    steps at which a perturbation struck"""
     steps: int
     interrupted: bool
     """whether Ctrl-C ended the run"""
@@ -307,7 +306,7 @@ class Derandomization(Descent):
         generator: of all randomness.
 
     Attributes:
-        over: set once it has run.
+        over: for who runs it beside others to set at its end.
     """
 
     def __init__(self, graph: Graph, V: Tensor, config: "Config", generator: torch.Generator) -> None:
@@ -334,13 +333,6 @@ class Derandomization(Descent):
         options = dict(momentum=momentum, patience=c.patience, objective=second_order, generator=generator)
         options |= dict(curvature=min(sqrt(c.rho), c.lam))  # what the certificate asks
         return PGD([self.V, self.mu], lr=c.lr, rho=c.rho, radius=c.radius, **options)
-
-    def run(self, checkpoint: Checkpoint | None = None) -> Self:
-        """See `Descent.run`."""
-        try:
-            return super().run(checkpoint)
-        finally:
-            self.over.set()
 
     @property
     def remaining(self) -> float:
@@ -410,24 +402,14 @@ class Derandomization(Descent):
 
     @torch.no_grad()
     def plant(self, s: Tensor) -> None:
-        """Put V and μ where the cut s is nearly certain, and let PGD remove the rest of the randomness.
+        """Put V = 0, and μ where the cut s is as good as certain.
 
-        Every cut, however bad, is an SOSP at V = 0 and large |μ|; of the search's cut this shows no more.
+        Every cut, however bad, is an SOSP there; of the search's cut the certificate shows no more.
         """
         with self.unbroken():
             trim()  # of what the search has left
-            length = 1e-4 * self.config.epsilon * self.problem.root_d.to(self.V)[:, None]
-            self.V *= length / self.V.norm(dim=1, keepdim=True).clamp_min(1e-30)
+            self.V.zero_()
             self.mu.copy_(8 * self.problem.noise * s.to(self.mu))
-            self.pgd = self._pgd(self.generator)
-        steps, self.steps = self.steps, self.t  # λ has grown, also where Ctrl-C ended the descent before
-        try:
-            for _ in range(steps):
-                self.step()
-                if self.pgd.converged:
-                    break
-        except KeyboardInterrupt:
-            self.interrupted = True
 
     def result(self, s: Tensor | None = None) -> Result:
         """The cut s, else that of `round`, and the certificate of where the descent is.
@@ -450,7 +432,6 @@ class Derandomization(Descent):
             objective=f,
             certificate=self.certified(certify, slope, [V, mu], V, mu, lam, self.config.rho),
             history=self.arrays(),
-            kicks=self.kicks,
             steps=self.t,
             interrupted=self.interrupted,
         )

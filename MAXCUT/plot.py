@@ -33,7 +33,7 @@ def figures(
     ceiling = (results["upper_bound"], "upper bound") if bounded else (results["optimum"], "optimum")
     drawn = {
         "fig4_cut": cut(result.history, gw, *ceiling),
-        "fig5_sigma": sigma(result.history, result.kicks),
+        "fig5_sigma": sigma(result.history),
         "saddle": saddle(replace(result, certificate=None) if found else result, still),  # it is of the planted end
     }
     if graph.n <= DRAWN:
@@ -89,12 +89,12 @@ def cut(history: dict[str, np.ndarray], gw: np.ndarray, ceiling: float, ceiling_
 
 
 @rc_context(STYLE)
-def sigma(history: dict[str, np.ndarray], kicks: list[int]) -> Figure:
+def sigma(history: dict[str, np.ndarray]) -> Figure:
     """Figure 5: σ, the largest ‖v_i‖, against iterations: the randomness that is left in the rounding."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     axes.semilogy(history["step"], history["sigma"], color=BLUE)
-    perturbations(axes, kicks)
+    perturbations(axes, history["kicks"])
     axes.set(xlabel="iteration", ylabel=r"$\sigma = \max_i \|v_i\|$")
     legend_below(figure)
     return figure
@@ -118,7 +118,7 @@ def saddle(run: Result, still: Result | None = None) -> Figure:
                     end = "an SOSP" if proof.is_sosp else stationary
                     label += rf", ends at {end}: $\lambda_{{\min}}$ = {proof.lambda_min:.1g}"
                 axes.plot(result.history["step"], result.history[name], color=color, linestyle=style, label=label)
-        perturbations(axes, run.kicks)
+        perturbations(axes, run.history["kicks"])
     panels[0].set(ylabel=r"objective $f(V, \mu)$")
     panels[1].set(ylabel=r"$\|\nabla f\|$", xlabel="iteration", yscale="log")
     legend_below(figure)

@@ -73,7 +73,7 @@ def solve_sdp(graph: Graph, tol: float = 3e-4, generator: torch.Generator | None
 
 def principal(V: Tensor, rank: int) -> Tensor:
     """The unit vectors V (n × k) in their `rank` principal directions, normalized again."""
-    return normalize(V @ torch.linalg.eigh(V.T @ V)[1][:, -min(rank, V.shape[1]) :])
+    return normalize(V @ torch.linalg.eigh(V.T @ V)[1][:, -rank:])
 
 
 def sdp_value(graph: Graph, V: Tensor) -> float:
@@ -105,12 +105,10 @@ def upper_bound(graph: Graph, V: Tensor) -> tuple[float, str]:
     u = eigsh(S - shift * identity, k=1, which="SA", tol=1e-2, v0=start)[1][:, 0]
     Su = S @ u
     delta = max(0.0, np.linalg.norm(Su - (u @ Su) * u) - u @ Su) + 1e-9 * max(1.0, np.abs(y).max())
-    definite, proof = positive_definite(S + delta * identity)
-    while definite is False:
+    while (found := positive_definite(S + delta * identity))[0] is False:
         delta *= 2
-        definite, proof = positive_definite(S + delta * identity)
     delta += n * np.finfo(float).eps * (np.abs(y).sum() + n * delta)  # c, for S + δI as it was factorized
-    return unit * float(W.sum() / 4 + (y.sum() + n * delta) / 4), proof
+    return unit * float(W.sum() / 4 + (y.sum() + n * delta) / 4), found[1]
 
 
 DENSE = 4000

@@ -116,7 +116,7 @@ class Reheating:
         if self.descents < inf:
             return self.work
         helped, self.slowness = self.ways.trial()
-        if LITTLE * self.slowness * sum(map(self.ways.seconds, WAYS)) > workers * self.left():
+        if 0 < workers * self.left() < LITTLE * self.slowness * sum(map(self.ways.seconds, WAYS)):
             if not helped:
                 return self.anneal
             self.menu.remove("population")
@@ -175,7 +175,9 @@ class Reheating:
 
     def take_first(self, progress: Callable[[], float]) -> None:
         """Run the first descent, and add its cut to the search."""
-        cut = self.first.run().round().cpu().numpy()[self.found.kernel.vertices]
+        self.first.run()
+        self.first.over.set()
+        cut = self.first.round().cpu().numpy()[self.found.kernel.vertices]
         with self.lock:
             self.found.add(cut, 0, progress())
             self.found.descents -= 1  # it is not one of the search's

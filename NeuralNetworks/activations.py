@@ -34,16 +34,6 @@ class _ReLUIota(torch.autograd.Function):
         return grad * (ctx.iota * z).sigmoid_(), None
 
 
-def tanh(z: Tensor) -> Tensor:
-    """tanh(z); |σ| < 1, 0 < σ' ≤ 1, |σ''| ≤ 4/(3√3), |σ'''| ≤ 2."""
-    return z.tanh()
-
-
-def sigmoid(z: Tensor) -> Tensor:
-    """1/(1 + e^{−z}); 0 < σ < 1, 0 < σ' ≤ 1/4, |σ''| ≤ 1/(6√3), |σ'''| ≤ 1/8."""
-    return z.sigmoid()
-
-
 def relu3(z: Tensor) -> Tensor:
     """ReLU(z)³, the toy's; σ'' is continuous and σ''' = 6 [z > 0] bounded, σ, σ' and σ'' are not."""
     return z.relu() ** 3
@@ -64,8 +54,11 @@ def he4(z: Tensor) -> Tensor:
     return z * z * (z * z - 6) + 3
 
 
+# tanh: |σ| < 1, 0 < σ' ≤ 1, |σ''| ≤ 4/(3√3), |σ'''| ≤ 2.
 # GELU: z Φ(z); −0.17 < σ, |σ'| ≤ 1.13, |σ''| ≤ √(2/π), |σ'''| ≤ 0.7788.
-ACTIVATIONS: dict[str, Activation] = {f.__name__: f for f in (relu_iota, tanh, gelu, sigmoid, relu3, he2, he3, he4)}
+# Sigmoid: 1/(1 + e^{−z}); 0 < σ < 1, 0 < σ' ≤ 1/4, |σ''| ≤ 1/(6√3), |σ'''| ≤ 1/8.
+SMOOTH = relu_iota, torch.tanh, gelu, torch.sigmoid, relu3, he2, he3, he4
+ACTIVATIONS: dict[str, Activation] = {f.__name__: f for f in SMOOTH}
 
 
 def activation(name: str, iota: float = 2.0) -> Activation:

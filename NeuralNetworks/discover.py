@@ -60,6 +60,7 @@ class Network(torch.nn.Module):
         self.b = normal(width, std=0.5)
         self.a = normal(width, std=1 / width)
         self.c = torch.nn.Parameter(torch.zeros(()))
+        self.float()  # as the rows are, whatever PyTorch's default is
 
     @property
     def weights(self) -> Tensor:

@@ -38,6 +38,8 @@ HELD_OUT = 0.2
 """share of the rows that the test has"""
 RIVALS = 5
 """predictors that are compared"""
+SHOWN = 8
+"""columns of each direction on the screen"""
 Estimator = StructureDiscovery | StructureDiscoveryClassifier
 Predictor = Callable[[NDArray], NDArray]
 
@@ -111,10 +113,11 @@ def stability(model: Estimator, table: Table, config: "Config", progress: Progre
     Returns:
         what was found, and whether Ctrl-C ended this early.
     """
-    (z, y), network, rng = model.rows(table.X, table.y), model.network_, np.random.default_rng(config.seed)
+    network, unit, rng = model.network_, table.X.std(0), np.random.default_rng(config.seed)
     B, M, loadings = network.directions, model.whitening_.M, []
     found = Stability(np.full((len(B), len(M)), np.nan))
     try:
+        z, y = model.rows(table.X, table.y)
         for _ in range(config.bootstrap if len(B) else 0):
             drawn = torch.as_tensor(rng.integers(len(z), size=len(z)))
             again = polish(network, (z[drawn], y[drawn]), model.loss, model.lam_, iterations=40)
@@ -128,7 +131,7 @@ def stability(model: Estimator, table: Table, config: "Config", progress: Progre
             other = estimator(config, table, seed).fit_with(table.X, table.y, progress)
             if other.discovery_.interrupted:
                 return found, True
-            apart = sine(other.directions_ @ np.linalg.pinv(M), B)
+            apart = sine(other.directions_ * unit @ np.linalg.pinv(M * unit), B)
             found.repeats.append(dict(n_directions=other.n_directions_, sine=apart))
             progress("another seed")
     except KeyboardInterrupt:
@@ -152,13 +155,13 @@ def directions_table(model: Estimator, table: Table, loadings_sd: NDArray) -> pd
     return pd.DataFrame(found).iloc[order].reset_index(drop=True)
 
 
-def loadings(directions: pd.DataFrame, most: int = 8) -> str:
+def loadings(directions: pd.DataFrame) -> str:
     """The directions for the screen: of each, the columns of largest standardized loading, in order."""
     lines = []
     for _, rows in directions.groupby("direction"):
-        lines.append("\n" + rows.head(most).to_string(index=False, float_format="{:.3g}".format))
-        if len(rows) > most:
-            lines.append(f"and {len(rows) - most} more, in directions.csv")
+        lines.append("\n" + rows.head(SHOWN).to_string(index=False, float_format="{:.3g}".format))
+        if len(rows) > SHOWN:
+            lines.append(f"and {len(rows) - SHOWN} more, in directions.csv")
     return "\n".join(lines)
 
 
@@ -188,8 +191,9 @@ def say(model: Estimator, table: Table, config: "Config", scores: dict[str, dict
         told = f"{k}, as asked"
     elif model.discovery_.ranks[0].directions:
         told += ", and Ctrl-C came before fewer were tried"
-    elif k == config.max_directions < len(table.columns):
-        told += f", all that were tried; --max-directions {2 * k} tries more"
+    elif k == model.discovery_.ranks[-1].directions < len(table.columns):
+        limit = f"--max-directions {2 * k}" + f" --neurons {2 * k}" * (2 * k > config.neurons)
+        told += f", all that were tried; {limit} tries more"
     against = f", {classes[1]} against {classes[0]}" if classes else ""
     lines = {"table": f"{len(table.X)} rows, {len(table.columns)} columns; target {table.target}{against}"}
     lines |= {f"note {i + 1}": note for i, note in enumerate(table.notes)}
@@ -260,10 +264,10 @@ def explore(config: "Config") -> bool:
             interrupted = True
         less = replace(config, bootstrap=0, repeats=0) if interrupted else config
         found, stopped = stability(model, table, less, progress)
-    directions = directions_table(model, table, found.loadings_sd)
-    content = results(model, table, scores, found) | {"interrupted": interrupted or stopped}
-    content |= {"seconds": time.perf_counter() - start}
     with whole_files(config.out, ("table_answer.png", "table_answer.pdf")) as folder:
+        directions = directions_table(model, table, found.loadings_sd)
+        content = results(model, table, scores, found) | {"interrupted": interrupted or stopped}
+        content |= {"seconds": time.perf_counter() - start}
         save(folder, config, content, plot_table.figures(model, table), weights=model.arrays())
         directions.to_csv(folder / "directions.csv", index=False)
     if content["interrupted"]:

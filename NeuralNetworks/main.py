@@ -65,7 +65,7 @@ class Config:
     anneal: bool = False
     """let the step size fall to 0 over the second half of the steps, so that fresh batches' noise dies out"""
     lam: NotNegative = 1e-5
-    """λ: weight of ‖W‖², W the first layer's weights; 0 keeps W⊥"""
+    """λ: weight of ‖W‖², W the first layer's weights; 0: what the loss leaves of W⊥ stays"""
     momentum: Momentum | None = None
     """Polyak's heavy-ball factor; none: 0.9, and 0 for fresh batches, whose noise it would amplify"""
     rho: Positive | None = None

@@ -38,7 +38,7 @@ def results(config: "Config", training: Training, result: Result, toys: dict[str
     student, loss, certificate, (_, y, p) = training.student, training.loss, result.certificate, test
     curvature = [x if isfinite(x) else None for x in history["curvature"].tolist()]  # None: W⊥ is but rounding
     last, least = curvature[-1], min((x for x in curvature if x is not None), default=None)
-    found = dict(experiment="NeuralNetworks", steps=result.steps, perturbations=len(result.kicks))
+    found = dict(experiment="NeuralNetworks", steps=result.steps, perturbations=len(result.history["kicks"]))
     found |= dict(interrupted=result.interrupted)
     found |= dict(certificate=certificate and asdict(certificate), rate=2 * config.lam, curvature=last)
     found |= dict(curvature_least=least, objective=float(history["objective"][-1]))
@@ -67,7 +67,7 @@ def say(config: "Config", result: Result, numbers: State) -> None:
     """Print the summary."""
     if result.interrupted:
         print(f"interrupted after {result.steps} steps: what follows, and is saved, is where the run was")
-    n, kicks = numbers, len(result.kicks)
+    n, kicks = numbers, numbers["perturbations"]
     lines = {
         "student": f"depth {n['depth']}, width {n['width']}, {config.activation}, {n['parameters']} parameters trained",
         "‖W⊥‖": f"{n['w_perp_initial']:.3g} → {n['w_perp']:.2g} after {result.steps} steps "

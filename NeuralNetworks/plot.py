@@ -73,7 +73,7 @@ def weights(history: dict[str, np.ndarray], u: np.ndarray | None) -> Figure:
     paths = W[:, :: max(1, W.shape[1] // WAYS)].transpose(1, 0, 2)
     segments = np.stack([paths[:, :-1], paths[:, 1:]], axis=2)
     travelled = np.cumsum(np.linalg.norm(paths[:, 1:] - paths[:, :-1], axis=2).mean(0))
-    colors = np.broadcast_to(FADE(travelled / max(travelled[-1], 1e-300)), (*segments.shape[:2], 4)).reshape(-1, 4)
+    colors = np.broadcast_to(FADE(travelled / travelled.max(initial=1e-300)), (*segments.shape[:2], 4)).reshape(-1, 4)
     thin = dict(linewidths=0.5, alpha=0.35, rasterized=True)
     axes.add_collection(LineCollection(segments.reshape(-1, 2, 2), colors=colors, **thin))
     _line(axes, u)
@@ -86,12 +86,12 @@ def weights(history: dict[str, np.ndarray], u: np.ndarray | None) -> Figure:
 
 @rc_context(STYLE)
 def animate(history: dict[str, np.ndarray], u: np.ndarray | None, path: Path) -> None:
-    """Figure 3 in motion, as a GIF: frames equally far apart in log ‖W⊥‖, or in snapshots where that is not falling.
+    """Figure 3 in motion, as a GIF: frames equally far apart in log ‖W⊥‖, and in snapshots where that is not falling.
 
     Only the points and the title are drawn anew, on one background.
     """
     W, progress = history["weights"], -np.log(np.maximum(history["w_perp"], 1e-2))
-    progress = np.maximum.accumulate(progress)
+    progress = np.maximum.accumulate(progress) + 1e-2 * np.arange(len(progress))
     chosen = np.unique(np.searchsorted(progress, np.linspace(progress[0], progress[-1], FRAMES)))
     figure = Figure(figsize=(4.4, 4.4), dpi=80)
     canvas, axes = FigureCanvasAgg(figure), figure.subplots()
@@ -137,7 +137,7 @@ def norms(result: Result, lam: float) -> Figure:
     rate.set_yscale("symlog", linthresh=1 if lam else 1e-6)
     rate.yaxis.set(major_formatter="{x:g}")
     for panel in (axes, rate):
-        perturbations(panel, result.kicks)
+        perturbations(panel, history["kicks"])
     axes.plot([], [], **limit)
     legend_below(figure, columns=2)
     return figure

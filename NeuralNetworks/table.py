@@ -74,10 +74,10 @@ def checked(frame: pd.DataFrame, target: str, name: str, drop_missing: bool = Fa
     columns = [c for c in frame if c != target]
     if not columns:
         raise ValueError(f"{name} has no columns besides {target}; there is nothing to find directions in")
-    _check_text(frame[columns], name)
     if rows := _missing(frame, name, drop_missing):
-        frame = frame.dropna()
+        frame = frame.dropna().infer_objects()
         notes.append(f"{rows} rows with missing values are left out, {len(frame)} are left")
+    _check_text(frame[columns], name)
     if len(frame) < max(LEAST_ROWS, len(columns) + 1):
         raise ValueError(
             f"{name} has {len(frame)} rows and {len(columns)} input columns; there must be more rows than columns, and "

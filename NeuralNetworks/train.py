@@ -27,10 +27,8 @@ class Result:
     """on the rule one level above the one trained on; its w_norm is ‖W⊥‖_F; None where Ctrl-C came before"""
     history: dict[str, np.ndarray]
     """snapshots, ever farther apart: step, seconds, objective and risk (on the rule), gradient_norm (of the
-    training step), w_perp, w_parallel, curvature (see `Training`; nan where W⊥ is but a rounding error), kicks, and
-    weights (snapshots, h, d) where d = 2"""
-    kicks: list[int]
-    """steps at which a perturbation struck"""
+    training step), w_perp, w_parallel, curvature (see `Training`; nan where W⊥ is but a rounding error),
+    weights (snapshots, h, d) where d = 2, and kicks, the steps at which a perturbation struck"""
     steps: int
     converged: bool
     """whether PGD's stopping rule ended the run"""
@@ -73,6 +71,9 @@ class Training(Descent):
         rule: where the population risk is meant, rule(level) is a batch for it, the finer the higher the level. f is
             reported on the present level, the certificate taken on one finer along and across; how far its ∇f is from
             that of one finer still is the certificate's gradient_error. None: the data are all that is meant.
+
+    Raises:
+        ValueError: fresh batches, and no rule.
     """
 
     def __init__(
@@ -86,10 +87,9 @@ class Training(Descent):
     ) -> None:
         config, self._fresh = complete(config), callable(data)
         self.student, self.data, self.U, self.config = student, data, U, config
-        self.level, self._checked, self.rule = (0, 0), -inf, rule
-        if rule is None:
-            only = self.batch()
-            self.rule = lambda level: only
+        if self._fresh and rule is None:
+            raise ValueError("fresh batches are no f to be certified: give a rule for the population too")
+        self.level, self._checked, self.rule = (0, 0), -inf, rule or (lambda level: data)
         self.loss, self.W_initial, self._start = LOSSES[config.loss], student.W.detach().clone(), perf_counter()
         params = {name: x for name, x in student.named_parameters() if x.requires_grad}
         pgd = PGD(
@@ -235,11 +235,10 @@ class Training(Descent):
             gradients = (self.gradient(batch)[1] for batch in (certified, check))
             error = norm([g - h for g, h in zip(*gradients, strict=True)])
             f, project = partial(self.objective, certified), partial(perpendicular, U=self.U)
-            lemma = f, params, W, b, self.config.lam, self.config.rho
-            return certify(*lemma, project=project, gradient_error=error)
+            return certify(f, params, W, b, self.config.lam, self.config.rho, project=project, gradient_error=error)
 
         certificate = self.certified(measure)
         b.requires_grad_(b_trained)
         if certificate and not isfinite(certificate.gradient_norm):
             raise FloatingPointError(f"the gradient is {certificate.gradient_norm} at step {self.t}")
-        return Result(certificate, self.arrays(), self.kicks, self.t, self.pgd.converged, self.interrupted)
+        return Result(certificate, self.arrays(), self.t, self.pgd.converged, self.interrupted)

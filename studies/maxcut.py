@@ -210,7 +210,7 @@ def draw_graphs(rows: list[Row], sizes: tuple[int, ...]) -> Figure:
     for axes, family in zip(panels.flat, FAMILIES, strict=True):
         for part in ([n for n in sizes if n <= EXACT], [n for n in sizes if n > EXACT]):
             lines = {name: [quartiles(rows, m, family=family, n=n) for n in part] for m, name in METHODS.items()}
-            bands(axes, part, lines if part else {}, title=family)
+            bands(axes, part, lines, title=family)
         axes.axhline(GUARANTEE, color="black", linewidth=1.2, label="Goemans–Williamson's guarantee 0.878")
     for axes in panels[1]:
         axes.set(xlabel="vertices")

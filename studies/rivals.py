@@ -137,7 +137,7 @@ def cuts_of_goemans_williamson(
 
 
 def cuts_of_search(graph: Graph, seconds: float, seed: int, cores: int = 2, random_vectors: bool = False) -> Curve:
-    """Ours, as main.py's --seconds, its bound not counted; or from random unit vectors in place of the SDP's."""
+    """Ours, the search of main.py's --seconds alone; or from random unit vectors in place of the SDP's."""
     since, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
     V, config = solve_sdp(graph, generator=generator), Config(seconds=seconds)
     if random_vectors:

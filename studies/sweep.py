@@ -173,9 +173,10 @@ def report(
     writable(out)
     text, kept = table(header, body), RESULTS if out == FIGURES else out
     writable(kept)
-    with whole_files(out) as folder, whole_files(kept) as results:
+    with whole_files(out) as folder:
         save_figure(figure, folder, name)
         (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    with whole_files(kept) as results:
         content = {"header": header, "body": body} | dict(findings or {})
         (results / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{text}\n\nfiles: {out.resolve() / name}.png, .pdf, .md")
@@ -191,5 +192,5 @@ def command_line(studies: dict[str, Callable[..., int | None]], description: str
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; a study's finished runs are kept, and the same command goes on from there", file=sys.stderr)
+        print("interrupted: what is finished is kept, and a study goes on from its finished runs", file=sys.stderr)
         return 130

@@ -160,8 +160,7 @@ def table(name: str, folder: Path) -> str:
         label = f"{row['label']}: " if "label" in row else ""
         values = result | {"command": label + (f"`{flags}`" if flags else "(no flags)")}
         own = {key: Cells().format(x, **result) if isinstance(x, str) else x for key, x in row.items()}
-        formats = {column: form or "{command}" for column, form in spec["columns"].items()}
-        body.append([Cells().format(form, **(values | own)) for form in formats.values()])
+        body.append([Cells().format(form or "{command}", **(values | own)) for form in spec["columns"].values()])
     return sweep.table([text or column for column, text in header.items()], body)
 
 

@@ -140,3 +140,18 @@ def test_empty_cells_between_tabs_are_not_closed_up(tmp_path):
     (tmp_path / "t.csv").write_text("1\t\t3\n\t5\t6\n7\t8\t\n")
     with pytest.raises(ValueError, match="no table of numbers"):
         read_matrix(str(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize(
+    "text, word",
+    [
+        (",a,b\n0,1.5,2\n1,3,4\n", "index=False"),
+        ('"","a","b"\n"x",1.5,2\n"y",3,4\n', "index=False"),
+        ("0,1,2\n1.5,2,7\n3,4,5\n", "header=False"),
+        ("0\t1\t2\t3\n1.5\t2\t7\t1\n3\t4\t5\t1\n", "header=False"),
+    ],
+)
+def test_what_pandas_writes_by_default_is_no_more_data(tmp_path, text, word):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ValueError, match=word):
+        read_matrix(str(tmp_path / "t.csv"))

@@ -262,7 +262,7 @@ def test_the_certificates_own_bound_is_that_of_the_general_one():
         lambda: bound(problem, *leaves, tau) + lam * leaves[1].square(), leaves, leaves[1], leaves[0], lam, rho
     )
     assert proof.K_estimate == pytest.approx(general.K_estimate, rel=0.3)
-    slack = 2 * lam - math.sqrt(proof.K_estimate * rho)
+    slack = 2 * lam - max(math.sqrt(proof.K_estimate * rho), -proof.lambda_min)
     assert proof.lemma_bound == pytest.approx(rho / slack) == pytest.approx(general.lemma_bound, rel=0.01)
 
 
@@ -273,3 +273,30 @@ def test_where_all_weight_is_on_one_pair_it_ends_all_the_same():
     for _ in range(3):
         method.step()
     assert math.isfinite(method.f)
+
+
+def test_where_too_many_pairs_would_matter_the_cheap_bound_is_taken(monkeypatch):
+    X, M, tau = table(40, 5), 0.4 * normal(3, 5, seed=1), 2.0
+    least = float(derivatives(differences(X), M, tau, 1e-3, 5)[1][0])
+    full = certificate(Pairs(X), M, tau, 1e-3, 1e-6)
+    monkeypatch.setattr(newton, "CERTIFIABLE", 100)
+    monkeypatch.setattr(newton, "_proven", lambda *_: pytest.fail("all pairs are looked at one by one"))
+    proof = certificate(Pairs(X), M, tau, 1e-3, 1e-6)
+    assert proof.lambda_min == pytest.approx(-2 * math.tanh(tau * distortion(Pairs(X), M))) and not proof.is_sosp
+    assert proof.lambda_min <= least and proof.gradient_norm == pytest.approx(full.gradient_norm, rel=1e-9)
+
+
+def test_the_gradient_of_near_pairs_is_as_exact_as_their_differences():
+    X = table(12, 5)
+    X[1] = X[0] + 1e-4 * normal(5, seed=2)  # by the Gram matrix this distance has an error of 10⁻⁸
+    M, tau = 0.4 * normal(3, 5, seed=1), 200.0
+    exact = derivatives(differences(X.double()), M, tau, 1e-3, 5)[0]
+    assert certificate(Pairs(X), M, tau, 1e-3, 1e-6).gradient_norm == pytest.approx(exact, rel=1e-10)
+
+
+def test_no_threshold_is_finer_than_rounding():
+    """M is the best for three rows: rotating it changes nothing, and 0 is an eigenvalue that no doubles can prove."""
+    problem, tau = Vectors(normal(12, 5)), 20.0
+    method = run(problem, 0.4 * normal(3, 5, seed=1), tau, tau)
+    proof = certificate(problem, method.M, tau, 1e-300, 1e-6)
+    assert method.converged and proof.lambda_min < -1e-15 and not proof.is_sosp

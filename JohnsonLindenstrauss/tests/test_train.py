@@ -50,7 +50,7 @@ def test_ends_at_a_certified_sosp_without_noise(small_run):
     problem, result = small_run
     assert result.distortion == distortion(problem, result.M) < 1e-5 and result.sigma < 1e-5
     assert result.certificate.is_sosp and result.certificate.gradient_norm <= 1e-6
-    assert len(result.kicks) >= 1 and not result.interrupted and result.M.shape == (10, 80)
+    assert len(result.history["kicks"]) >= 1 and not result.interrupted and result.M.shape == (10, 80)
     s = torch.tensor(result.sigma * math.sqrt(800), dtype=torch.float64)
     assert result.objective == pytest.approx(bound(problem, result.M, s, 1e4).item() + 1e-3 * s.item() ** 2, rel=1e-9)
 

@@ -233,26 +233,6 @@ def test_ctrl_c_in_the_certificate_saves_the_cut(tmp_path, capsys, monkeypatch, 
     assert results(tmp_path)["certificate"] is None and results(tmp_path)["cut"] == 41
 
 
-def test_ctrl_c_at_the_planted_end_saves_the_searchs_cut(tmp_path, monkeypatch, undrawn):
-    module, step = sys.modules["optimizer"], sys.modules["optimizer"].Derandomization.step
-
-    def plant(descent: object, s: object) -> None:
-        def interrupted(descent: object) -> None:
-            monkeypatch.setattr(module.Derandomization, "step", step)
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(module.Derandomization, "step", interrupted)
-        planted(descent, s)
-
-    planted = module.Derandomization.plant
-    monkeypatch.setattr(module.Derandomization, "plant", plant)
-    assert main(Config(n=60, p=0.2, steps=300, descents=20, roundings=10, out=tmp_path))
-    found = results(tmp_path)
-    with np.load(tmp_path / "history.npz") as history:
-        assert found["cut"] == history["search_cut"][-1]
-    assert found["interrupted"] and found["descents"] == 21
-
-
 def test_a_search_ends_at_the_optimum_where_it_is_known_and_goes_on_only_as_a_search(tmp_path, undrawn):
     checkpoint = tmp_path / "run.checkpoint"
     main(Config(seconds=600, checkpoint=checkpoint, out=tmp_path))
@@ -366,6 +346,17 @@ def test_ctrl_c_while_the_bound_is_awaited_saves_the_cut(tmp_path, capsys, monke
     assert "weights' sum" in capsys.readouterr().out
     found = results(tmp_path)
     assert found["cut"] == 41 <= found["upper_bound"] == found["m"] and found["roundings"] == 1
+
+
+@pytest.mark.parametrize("how", [dict(), dict(descents=3, steps=100)])
+def test_a_bound_that_fails_does_not_take_the_cut_along(tmp_path, monkeypatch, undrawn, how):
+    def fails(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(sys.modules[main.__module__], "upper_bound", fails)
+    assert not main(Config(n=30, p=0.3, out=tmp_path, **how))
+    found = results(tmp_path)
+    assert found["upper_bound_proof"] == "the weights' sum" and found["cut"] <= found["upper_bound"] == found["m"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from pydantic import TypeAdapter, ValidationError
+from tqdm import tqdm
 
 import run
 from main import Config, main
@@ -124,6 +125,18 @@ class Halving(Descent):
         if self.t == self.twice:
             os.kill(os.getpid(), signal.SIGINT)
         return {"t": self.t, "x": float(self.x.detach())}
+
+
+def test_ctrl_c_while_a_bar_is_drawn_or_taken_away_loses_nothing(monkeypatch):
+    class Bar(tqdm):
+        def __exit__(self, *how: object) -> None:
+            super().__exit__(*how)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "tqdm", Bar)
+    descent = Halving().run()
+    assert descent.interrupted and descent.history["t"] == [0, 3, 6, 9, 10]
+    assert descent.certified(lambda: 1) is None
 
 
 def test_the_loop_counts_steps_and_keeps_snapshots_at_their_times():

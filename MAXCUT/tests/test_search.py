@@ -191,6 +191,15 @@ def test_it_ends_when_it_is_over_at_an_sosp_no_worse_than_the_first_descents(lim
     assert found.descents >= limits.get("descents", 0)
 
 
+def test_where_nothing_is_left_to_do_nothing_is_done():
+    """Not even the one annealing that there is where time is short."""
+    graph, generator = random_graph(60, 0.2, 0), torch.Generator().manual_seed(0)
+    V = solve_sdp(graph, generator=generator)
+    s = torch.where(torch.arange(60) % 2 == 0, 1.0, -1.0).double()
+    found = search(graph, V, s, Config(seconds=60), generator, time.perf_counter(), lambda: 1.0)
+    assert found.descents == 0 and len(found.s) == 1 and not found.interrupted
+
+
 def test_ctrl_c_keeps_the_best_and_a_resumed_search_makes_the_same_descents(tmp_path, monkeypatch):
     graph, file, take_in = random_graph(100, 0.15, 1), tmp_path / "search.pt", Reheating.take_in
     whole = searched(graph, descents=120)
@@ -279,7 +288,7 @@ class First:
 
     def __init__(self, searched: threading.Event, s: torch.Tensor, interrupted=False, error=None) -> None:
         self.searched, self.s, self.interrupted, self.error = searched, s, interrupted, error
-        self.remaining, self.history = 60.0, {"step": [0]}
+        self.remaining, self.history, self.over = 60.0, {"step": [0]}, threading.Event()
 
     def run(self) -> "First":
         assert self.searched.wait(30)

@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import ndtri
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -149,3 +150,14 @@ def test_raw_inputs_must_be_of_a_size_that_the_network_takes():
     StructureDiscovery(inputs="raw", **QUICK).fit(X, X[:, 0])
     with pytest.raises(ValueError, match="as large as 1e\\+06"):
         StructureDiscovery(inputs="raw", **QUICK).fit(np.vstack([X, [1e6, 0, 0, 0]]), np.arange(31))
+
+
+def test_pytorchs_default_precision_does_not_matter():
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    one = StructureDiscovery(**QUICK, random_state=0).fit(X, X[:, 0]).predict(X)
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = StructureDiscovery(**QUICK, random_state=0).fit(X, X[:, 0]).predict(X)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert np.isfinite(other).all() and other.dtype == one.dtype

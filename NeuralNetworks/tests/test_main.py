@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
+from PIL import Image
 from scipy.integrate import quad
 
 import main
 import pgd
+import plot
 from run import Checkpoint, command_line
 from train import Training
 
@@ -210,3 +212,13 @@ def test_the_default_ends_at_an_sosp_of_the_population_risk(tmp_path, lam, undra
     assert certificate["is_sosp"] and certificate["rho"] == pytest.approx(lam / 5)
     assert abs(certificate["gradient_norm"] - fine) < 1e-3 * fine and fine <= lam / 5
     assert certificate["gradient_error"] < lam / 1e3
+
+
+def test_a_run_without_steps_is_drawn_and_one_that_stands_still_moves_through_its_snapshots(tmp_path):
+    W = np.random.default_rng(0).normal(size=(1, 20, 2))
+    assert plot.weights({"weights": W}, None).axes
+    still = {"weights": W.repeat(25, 0), "w_perp": np.full(25, 3.0), "step": np.arange(25)}
+    plot.animate(still, None, tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as gif:  # frames that are the same are one, of longer duration
+        durations = [gif.seek(i) or gif.info["duration"] for i in range(gif.n_frames)]
+    assert sum(durations) >= 320 + 23 * 80 + 1000

@@ -164,3 +164,11 @@ def test_what_is_done_to_a_table_is_noted(tmp_path):
     table = read(tmp_path / "i.csv", "y")
     assert table.columns == ["a", "b", "c"] and "numbers the rows" in table.notes[0]
     assert "linearly dependent" in read(saved(tmp_path, t.assign(d=t["a"] + t["b"])), "y").notes[0]
+
+
+def test_a_column_of_two_words_with_gaps_is_one_of_numbers_once_the_gaps_are_left_out(tmp_path):
+    yes = np.arange(40) % 3 == 0
+    path = saved(tmp_path, frame().assign(b=np.where(np.arange(40) == 5, None, yes)))
+    with pytest.raises(ValueError, match="1 of the 40 rows"):
+        read(path, "y")
+    assert np.array_equal(read(path, "y", drop_missing=True).X[:, 1], np.delete(yes, 5))

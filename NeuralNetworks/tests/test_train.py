@@ -111,7 +111,7 @@ def test_fresh_batches_take_all_their_steps_and_annealing_calms_them():
             steps=600,
             anneal=anneal,
         )
-        assert result.steps == 600 and not result.converged and result.kicks
+        assert result.steps == 600 and not result.converged and len(result.history["kicks"])
         noise.append(result.history["w_perp"][-1])
     assert noise[1] < 0.5 * noise[0]
 
@@ -170,12 +170,18 @@ def saddle(**options):
     return training(student, teacher, batch, generator, **dict(lam=1e-4, rho=1e-5, lr=0.02, patience=20) | options)
 
 
+def test_fresh_batches_alone_are_no_f_to_be_certified():
+    student, teacher, batch, generator = problem()
+    with pytest.raises(ValueError, match="give a rule"):
+        Training(student, lambda: batch, teacher.directions, Config(risk="sampled"), generator)
+
+
 @pytest.mark.parametrize("algorithm", ["default", "1", "2"])
 def test_a_kick_leaves_the_saddle_and_finds_the_direction(algorithm):
     stuck = saddle(radius=0.0).run().result()
     assert not stuck.certificate.is_sosp and stuck.certificate.lambda_min < -1 and stuck.steps < 30
     result = saddle(algorithm=algorithm, momentum=0.5 if algorithm == "default" else None).run().result()
-    assert result.converged and result.certificate.is_sosp and len(result.kicks) >= 1 + (algorithm != "2")
+    assert result.converged and result.certificate.is_sosp and len(result.history["kicks"]) >= 1 + (algorithm != "2")
     assert result.history["w_parallel"][-1] == pytest.approx(1, abs=1e-2)
     assert result.history["w_perp"][-1] <= result.certificate.w_norm_bound + 1e-12 < 1e-4
     assert result.history["risk"][-1] < 1e-4 < 2.9 < result.history["risk"][0]
@@ -188,7 +194,7 @@ def test_a_slow_escape_is_an_escape():
     fall = f - first.run().result().history["objective"][-1]
     rho = math.sqrt(fall / 10 / (20 * 0.02))
     result = saddle(rho=rho, lam=10 * rho, momentum=0.0).run().result()
-    assert result.history["w_parallel"][-1] > 0.5 and len(result.kicks) > 1
+    assert result.history["w_parallel"][-1] > 0.5 and len(result.history["kicks"]) > 1
 
 
 def test_algorithm_1_is_gradient_descent_and_jin_et_als_kicks():

@@ -218,7 +218,7 @@ def called(monkeypatch, *arguments: str | Path) -> int:
 def test_exit_status(tmp_path, monkeypatch, capsys):
     for seeds, status in ((1, 0), (3, 1), (2, 130)):
         assert called(monkeypatch, "toy", "--seeds", seeds, "--out", tmp_path / str(seeds)) == status
-    assert "the same command goes on from there" in capsys.readouterr().err
+    assert "a study goes on from its finished runs" in capsys.readouterr().err
     assert called(monkeypatch, "toy", "--out", tmp_path / "1") == 2  # new/ is there
     message = capsys.readouterr().err
     assert message.startswith("error: ") and "new" in message and message.count("\n") == 1
