@@ -96,7 +96,8 @@ class Reheating:
         whole = {way: self.ways.seconds(way) for way in self.menu}
         growing = {way: min(GROWING * found.total, self.ways.most(way)) for way in TEAMS if way in whole}
         grown = whole | {way: max(whole[way], seconds) for way, seconds in growing.items()}
-        costs = {way: min(grown[way], left) for way, cost in whole.items() if cost * SHORTEST.get(way, 1) < left}
+        least = {way: cost * (SHORTEST if way in TEAMS else 1) for way, cost in whole.items()}
+        costs = {way: min(grown[way], left) for way in whole if least[way] < left}
         room = self.descents - self.begun
         if not costs or room <= 0:
             return None

@@ -39,8 +39,8 @@ GROWING = 0.3
 """share of the search so far that a team takes where that is more than at first: the longer, the more cuts it has"""
 TEAM_SIDES = 2**22
 """most sides of all cuts of a team, if it is more than it began with"""
-SHORTEST = {"population": 0.2}
-"""share of its seconds that is worth it where there is no time for all"""
+SHORTEST = 0.2
+"""share of its seconds that a team is worth having where there is no time for all"""
 FEW = 5
 """cuts that are put together"""
 HOT = {"population": (0.4, 1.0), "clusters": (0.4, 1.0), "annealing": (1.1, 2.5)}

@@ -115,14 +115,17 @@ def test_nothing_is_begun_that_takes_longer_than_is_left(stalled):
     ways, found = Ways(graph, V, 0.03, 8), Search.of(kernel(graph), np.ones(300), 0.0)
     found.descents = 10_000 if stalled else 0  # as if the last of them had gained long ago
     costs = {way: ways.seconds(way) for way in WAYS}
-    for left in np.geomspace(0.1, 2, 30) * costs["population"]:
+    shortened = set()
+    for left in np.geomspace(0.3 * costs["clusters"], 2 * costs["population"], 60):
+        found.tried = []
         reheating = Reheating(ways, found, Config(), torch.Generator(), lambda left=left: left, Checkpoint())
         for reheating.slowness in (1.0, 2.0):
             batch, now = reheating.plan(), 0.9 * left / reheating.slowness
             assert (batch is None) == (now <= min(costs.values())) and (batch is None or batch.seconds <= now)
             share = batch.seconds / costs[batch.way] if batch else 1
-            assert share == 1 or (batch.way == "population" and 0.2 < share < 1)
-    assert (batch.parents[0] is None) == stalled
+            assert share == 1 or (batch.way in TEAMS and 0.2 < share < 1)
+            shortened |= {batch.way} if share < 1 else set()
+    assert (batch.parents[0] is None) == stalled and "clusters" in shortened
 
 
 @pytest.mark.parametrize("way", WAYS)
