@@ -38,7 +38,7 @@ MARGIN = 30
 DENSE = 10**4
 """most variables for which ∇²f is formed and factorized"""
 CERTIFIABLE = 10**6
-"""most pairs that may still matter at the end: with more the run was stopped early, and λ_min would take minutes"""
+"""most pairs that a certificate looks at one by one: λ_min of more would take minutes, and memory"""
 LEFT_OUT = 1e-3
 """share of all weight that the Hessian may lack before the end is near"""
 SETTLED = 0.06
@@ -377,14 +377,14 @@ def certificate(problem: Problem, M: Tensor, tau: float, lam: float, rho: float,
     G = ridge * torch.eye(len(V), dtype=M.dtype, device=M.device)
     s = M.new_zeros(())
     worst = distortion(small, M)
-    exact = 2 * tanh(tau * worst) <= threshold
-    exact |= small.N > CERTIFIABLE and 50 / tau >= worst  # all would matter: λ_min is left unknown
-    few = small.subset(*strongest(small, M, lambda c: c, 10**4 if exact else 10**9, 50 / tau)[0])
+    cheap = 2 * tanh(tau * worst) <= threshold
+    cheap |= small.N > CERTIFIABLE and 50 / tau >= worst  # all would matter: the tanh has to do
+    few = small.subset(*strongest(small, M, lambda c: c, 10**4 if cheap else 10**9, 50 / tau)[0])
     U = few.units()
     at = weigh(U, M, tau, G)
     # By differences, if all that matter are there; of all, distances are less exact where points are near.
-    norm = float((bound_gradient(small, M, s, tau)[1] + 2 * M @ G if exact else at.g).norm())
-    least = -2 * tanh(tau * worst) if exact else _proven(U, at, tau, G, threshold)
+    norm = float((bound_gradient(small, M, s, tau)[1] + 2 * M @ G if cheap else at.g).norm())
+    least = -2 * tanh(tau * worst) if cheap else _proven(U, at, tau, G, threshold)
     of_q = (at.p[0] - at.p[1]).sum() * k + 2 * tau * (at.p.sum(0) @ at.Z.square().sum(1))
     curvature = 2 * (lam + ridge) + 2 / (k * problem.d) * float(of_q)
     leaves = [M.clone().requires_grad_(), s.clone().requires_grad_()]

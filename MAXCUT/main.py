@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 if __name__ == "__main__":
     gc.disable()  # looking for garbage among imports takes a second; `command_line` enables it again
-os.environ |= {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"} | os.environ  # idle ones take no core
+os.environ |= {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"} | os.environ  # idle threads sleep
 
 import numpy as np
 import torch
