@@ -319,8 +319,8 @@ class Derandomization(Descent):
         self.V = (principal(V, config.rank).to(root_d) * root_d[:, None]).requires_grad_()
         self.mu = torch.zeros_like(root_d).requires_grad_()
         steps, self.pace = config.steps, max(SECONDS_PER_STEP[0] * (graph.m + 2 * graph.n), SECONDS_PER_STEP[1])
-        if config.seconds is not None:  # of which the first descent shall take a fifth
-            steps = int(min(steps, max(200, config.seconds / 5 / self.pace)))
+        if config.seconds is not None:  # of which the first descent shall take a tenth
+            steps = int(min(steps, max(200, config.seconds / 10 / self.pace)))
         super().__init__({"V": self.V, "mu": self.mu}, self._pgd(generator), steps, generator)
         if not self.pure:
             self.pgd.perturb()
