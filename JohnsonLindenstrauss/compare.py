@@ -15,9 +15,6 @@ from torch import Tensor
 
 from model import Problem, Vectors, distortion, distortions, extremes
 
-ROUNDING = 1e-14
-"""below it a distortion is the processor's, and differs from run to run"""
-
 
 @dataclass
 class Comparison:
@@ -75,7 +72,7 @@ def compare(problem: Problem, M: Tensor, count: int, seed: int) -> Comparison:
         worst=dict(zip(matrices, np.abs(reach).max(1).tolist(), strict=True)),
         gaussian=np.maximum(1 - low, high - 1),
         gaussian_scaled=(high - low) / (high + low),
-        interpolation=None if exact is None else max(distortion(problem, exact), ROUNDING),
+        interpolation=None if exact is None else distortion(problem, exact),
         edges=edges,
         counts=counts,
     )

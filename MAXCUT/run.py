@@ -73,8 +73,8 @@ class Checkpoint:
 
     Args:
         file: where to keep it; None for nowhere. If it is there already, the run goes on from it.
-        config, data: what must be the same in both runs: data, and flags but for those of places, of a search's length
-            and of the baselines. (--steps may shape a run from its start.)
+        config, data: what must be the same in both runs: data, and flags but for those of places, of a search's length,
+            of the baselines and of the toy. (--steps may shape a run from its start.)
 
     Attributes:
         elapsed: seconds that the run had taken before.
@@ -88,7 +88,7 @@ class Checkpoint:
         self.file, self.elapsed, self._parts, self._due = file, 0.0, {}, -float("inf")
         if file is None:
             return
-        free = ["--graph", "--data", "--seconds", "--descents", "--roundings", "--gaussians", "--checkpoint", "--out"]
+        free = "graph", "data", "seconds", "descents", "roundings", "gaussians", "toy", "checkpoint", "out"
         digest = hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in data)).hexdigest()
         flags = {f"--{name.replace('_', '-')}": str(value) for name, value in asdict(config).items()}
         self._identity = flags | {"the data": digest}
@@ -100,7 +100,7 @@ class Checkpoint:
             except Exception:  # whatever unpickling stumbles on
                 raise ValueError(f"--checkpoint {file} is there and is no checkpoint of such a run") from None
             for name in self._identity | other:
-                if name not in free and self._identity.get(name) != other.get(name):
+                if name.removeprefix("--") not in free and self._identity.get(name) != other.get(name):
                     raise ValueError(f"--checkpoint {file} is that of another run: {name} differs; give another name")
         self._start = time.perf_counter() - self.elapsed
         self._write()
@@ -342,7 +342,8 @@ def command_line(main: Callable[[Any], bool], config: type, description: str) ->
     gc.enable()
     warnings.formatwarning = lambda message, *_: f"note: {message}\n"
     for stream in filter(None, (sys.stdout, sys.stderr)):  # a daemon may have closed them
-        stream.reconfigure(errors="replace")  # λ and ‖ where the terminal has none
+        if hasattr(stream, "reconfigure"):  # a notebook's has not
+            stream.reconfigure(errors="replace")  # λ and ‖ where the terminal has none
     flags = None
     try:
         flags = tyro.cli(config, description=description)

@@ -259,7 +259,7 @@ class Ways:
             self.annealing(s[None], JOINED, sweeps, 0)
             return time.perf_counter() - start
 
-        # Mostly of preparing the edges, of a million vertices' three seconds; twice, as a call may be held up by others.
+        # Mostly of preparing the edges, a million vertices' three seconds; twice, as others may hold a call up.
         call, several = min(took(1), took(1)), took(QUICK)
         sweep = max(several - call, 0.1 * call) / (QUICK - 1)
         _, stages, rounds = TEAMS["population"]

@@ -233,9 +233,11 @@ class Training(Descent):
         def measure() -> Certificate:
             certified, check = (self.rule(finer(self.level, i, i)) for i in (1, 2))
             gradients = (self.gradient(batch)[1] for batch in (certified, check))
-            error = norm([g - h for g, h in zip(*gradients, strict=True)])
+            errors = [g - h for g, h in zip(*gradients, strict=True)]
             f, project = partial(self.objective, certified), partial(perpendicular, U=self.U)
-            return certify(f, params, W, b, self.config.lam, self.config.rho, project=project, gradient_error=error)
+            across = [project(error) for x, error in zip(params, errors, strict=True) if x is W]
+            off = dict(gradient_error=norm(errors), slope_error=norm(across))
+            return certify(f, params, W, b, self.config.lam, self.config.rho, project=project, **off)
 
         certificate = self.certified(measure)
         b.requires_grad_(b_trained)

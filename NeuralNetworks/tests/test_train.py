@@ -12,6 +12,7 @@ import train
 from activations import activation
 from main import Config
 from model import LOSSES, Student, Teacher, build, cosines, parallel, perpendicular, quadrature, risk, sampled
+from pgd import Certificate
 from train import Training, complete
 
 
@@ -85,6 +86,29 @@ def test_a_frozen_bias_keeps_w_and_voids_the_bound():
         ends[frozen] = result.certificate
     assert ends[True].w_norm > 0.4 and ends[True].w_norm_bound is None
     assert ends[False].w_norm <= 1e-3 and ends[False].w_norm <= ends[False].w_norm_bound
+
+
+def test_a_module_whose_weights_have_other_names():
+    """W and b may be another module's: the certificate is that of a student whose own they are."""
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self, student: Student) -> None:
+            super().__init__()
+            self.inner = student
+
+        W, b = property(lambda self: self.inner.W), property(lambda self: self.inner.b)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x)
+
+    student, teacher, batch, generator = problem(width=10)
+    config, rules = Config(width=10, lam=1e-3, lr=20, rho=2e-4), [quadrature([n, 8]) for n in (8, 10, 12)]
+
+    def certificate(module: torch.nn.Module) -> Certificate:
+        parts = batch, teacher.directions, config, generator, lambda level: teacher.labelled(*rules[level[0]])
+        return Training(module, *parts).result().certificate
+
+    assert certificate(student) == certificate(Wrapped(student)) and certificate(student).gradient_error > 0
 
 
 def test_frozen_parameters_stay():
@@ -286,6 +310,11 @@ def test_data_too_few_certify_nothing():
         assert ends[-1].gradient_norm == pytest.approx(math.hypot(*(float(g.norm()) for g in slopes[0])))
         error = math.hypot(*(float((g - h).norm()) for g, h in zip(*slopes, strict=True)))
         assert ends[-1].gradient_error == pytest.approx(error, rel=1e-6, abs=1e-12)
+        g, h = (perpendicular(slope[0], teacher.directions) for slope in slopes)
+        (of_b,) = torch.autograd.grad(run_.objective(rules[1]), student.b, create_graph=True)
+        H = torch.stack([torch.autograd.grad(x, student.b, retain_graph=True)[0] for x in of_b])
+        bound = float((g.norm() + (g - h).norm()) / (2e-3 + torch.linalg.eigvalsh(H)[0]))
+        assert bound <= ends[-1].w_norm_bound <= 1.3 * bound and float((g - h).norm()) < error / 2
     assert ends[0].gradient_error > 1e-5 > 5e-6 > ends[1].gradient_error and not ends[0].is_sosp
 
 
