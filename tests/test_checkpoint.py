@@ -72,7 +72,7 @@ def test_killed_runs_come_to_the_same_end(finished, tmp_path):
     case, out = finished
     expected, curves = numbers(out)
     seconds = json.loads((out / "results.json").read_text())["seconds"]
-    found, killed_curves = numbers(killed_and_resumed(case, tmp_path, seconds, kills=5))
+    found, killed_curves = numbers(killed_and_resumed(case, tmp_path, seconds, kills=2))
     assert found == expected
     assert curves.keys() == killed_curves.keys()
     for curve, values in curves.items():

@@ -79,7 +79,7 @@ def test_any_bytes(tmp_path, suffix, content):
 
 
 @FORMATS
-@settings(max_examples=250, suppress_health_check=SAME_FOLDER)
+@settings(max_examples=100, suppress_health_check=SAME_FOLDER)
 @given(data=st.data())
 def test_good_files_cut_short_or_with_other_bytes(tmp_path, suffix, data):
     content = bytearray(GOOD[suffix].encode())
@@ -99,7 +99,7 @@ def test_good_files_cut_short_or_with_other_bytes(tmp_path, suffix, data):
 
 
 @FORMATS
-@settings(max_examples=150, suppress_health_check=SAME_FOLDER)
+@settings(max_examples=60, suppress_health_check=SAME_FOLDER)
 @given(
     lines=st.lists(st.lists(st.sampled_from(WORDS), max_size=4).map(" ".join), max_size=6),
     end=st.sampled_from(["\n", "\r\n", "\r", " \n\n"]),

@@ -9,6 +9,10 @@ import pytest
 from scipy.special import ndtr
 from sklearn.metrics import d2_log_loss_score, r2_score
 
+import discover
+import estimator
+import explore as explore_
+from discover import polish
 from estimator import StructureDiscovery, StructureDiscoveryClassifier
 from explore import explore, score
 from main import Config, main
@@ -29,6 +33,15 @@ def predicted(arrays: dict[str, np.ndarray], X: np.ndarray) -> np.ndarray:
     z = (X - arrays["mean"]) @ arrays["M"].T
     t = z @ arrays["B"].T @ arrays["A"].T + arrays["b"]
     return ((t * ndtr(t)) @ arrays["a"] + arrays["c"]) * arrays["answer_scale"] + arrays["answer_mean"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_polish():
+    """Fewer iterations of L-BFGS, in which most of the time goes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (discover, estimator, explore_):
+            patch.setattr(module, "polish", lambda *fit, **_: polish(*fit[:4], iterations=30))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +110,8 @@ def test_directions_of_a_plane_are_turned_before_their_spread_is_measured(tmp_pa
 def test_a_plane_is_drawn_at_the_rows_mean_where_nearly_all_answers_are_the_same(
     tmp_path, monkeypatch, inputs, undrawn
 ):
+    for module in (discover, estimator, explore_):
+        monkeypatch.setattr(module, "polish", polish)  # this takes all its iterations
     t, planes = planted(), []
     t = t.assign(y=1 * (np.arange(600) % 60 == 0))
     t.to_csv(tmp_path / "t.csv", index=False)
