@@ -118,6 +118,11 @@ def read_csv(path: Path) -> np.ndarray:
             raise ValueError(f"it is no table of numbers: {str(error).split('; use')[0]}") from None
     if X.shape[1] > 2 and not names and np.array_equal(X[:1], [np.arange(X.shape[1])]):
         raise ValueError("its first line numbers the columns: leave it out (of pandas' to_csv by header=False)")
+    if X.shape[1] > 1 and len(X) > 2 and not names and np.array_equal(X[:, 0], np.arange(len(X))):
+        raise ValueError(
+            "its first column numbers the rows: leave it out (of pandas' to_csv by index=False), or, if it is data, "
+            "name the columns"
+        )
     return X
 
 

@@ -146,6 +146,7 @@ def test_empty_cells_between_tabs_are_not_closed_up(tmp_path):
     "text, word",
     [
         (",a,b\n0,1.5,2\n1,3,4\n", "index=False"),
+        ("0,1.5,2\n1,3,4\n2,3,5\n", "numbers the rows.*index=False"),
         ('"","a","b"\n"x",1.5,2\n"y",3,4\n', "index=False"),
         ("0,1,2\n1.5,2,7\n3,4,5\n", "header=False"),
         ("0\t1\t2\t3\n1.5\t2\t7\t1\n3\t4\t5\t1\n", "header=False"),
