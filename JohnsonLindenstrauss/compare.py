@@ -15,7 +15,6 @@ from torch import Tensor
 
 from model import Problem, Vectors, distortion, distortions, extremes
 
-
 ROUNDING = 1e-14
 """below it a distortion is the processor's, and differs from run to run"""
 
