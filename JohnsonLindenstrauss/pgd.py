@@ -411,7 +411,7 @@ def certify(
     K: float = 1.0,
     project: Callable[[Tensor], Tensor] = lambda W: W,
     gradient_error: float = 0.0,
-    slope_error: float = 0.0,
+    slope_error: float | None = None,
     radius: float = 1e-3,
 ) -> Certificate:
     """Certificate of f = E[g(W x + b)] + lam ‖W‖²_F at the present parameters.
@@ -430,7 +430,7 @@ def certify(
             the true one (`K_estimate`) it asks for more than the definition, above it lam takes over.
         project: the part of W that the lemma speaks of, where that is not the whole (linear, acts from the right).
         gradient_error: how far ∇f, as it is computed, may be from that of the f that is meant.
-        slope_error: the same of project(∇_W f) alone.
+        slope_error: the same of project(∇_W f) alone; gradient_error if it is not known.
         radius: of `lipschitz`.
     """
     with torch.enable_grad():
@@ -440,7 +440,7 @@ def certify(
     accuracies = (threshold / 4, (lam or threshold) / 4) if stationary else (inf, inf)  # it takes long on wide spectra
     smallest = lambda_min(objective, params, accuracies[0])[0]
     denominator = (2 * lam + lambda_min(objective, [b], accuracies[1])[0]) * (1 - 1e-6)  # rounds the bound up
-    slope = float(project(gradients[-1]).norm()) + slope_error
+    slope = float(project(gradients[-1]).norm()) + (gradient_error if slope_error is None else slope_error)
     bound = slope / denominator if denominator > 0 else 0.0
     K_estimate = lipschitz(objective, params, radius)
     slack = 2 * lam - max(sqrt(K_estimate * rho), -smallest)  # an SOSP for this K may be none for the definition's

@@ -89,11 +89,7 @@ def summary(found: State, result: Result, config: "Config") -> dict[str, str]:
     """What the run found (results.json), line by line."""
     pairs = f", {found['preserved']} pairs" if found["problem"] == "pairs" else ""
     left_out = f" ({found['duplicates']} of duplicate or too near points left out)" if found["duplicates"] else ""
-    one_row = (
-        f"; one row keeps all norms to at most {found['interpolation']:.1g}"
-        if found["interpolation"] is not None
-        else ""
-    )
+    one_row = f"; one row keeps all norms to at most {found['interpolation']:.1g}" if found["interpolation"] else ""
     few = ", cut short by Ctrl-C" * (found["interrupted"] and not result.interrupted)
     why = "interrupted" if result.interrupted else "f has kinks" if config.objective == "sampled" else ""
     steps = f"{found['steps']} steps and {found['perturbations']} perturbations"

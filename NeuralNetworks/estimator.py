@@ -78,8 +78,8 @@ class Whitening:
 class _StructureDiscovery(base.ClassNamePrefixFeaturesOutMixin, base.TransformerMixin, base.BaseEstimator):
     """What regressor and classifier share; see StructureDiscovery.
 
-    Each has its loss, _learn_answers(y), which keeps what the others need to know, _encoded(y), the answers as the
-    network takes them, and _decoded(output), its output as answers or probabilities.
+    Each has its loss, _learn_answers(y), which keeps what the others need to know, encoded(y), the answers as the
+    network takes them, and decoded(output), its output as answers or probabilities.
     """
 
     loss: Loss
@@ -179,16 +179,16 @@ class _StructureDiscovery(base.ClassNamePrefixFeaturesOutMixin, base.Transformer
     def rows(self, X: ArrayLike, y: ArrayLike) -> Rows:
         """Whitened inputs and answers as the network takes them."""
         z = torch.as_tensor(self.whitening_(np.asarray(X, np.float64)), dtype=torch.float32)
-        return z, torch.as_tensor(self._encoded(np.asarray(y)), dtype=torch.float32)
+        return z, torch.as_tensor(self.encoded(np.asarray(y)), dtype=torch.float32)
 
     def answers(self, X: ArrayLike, network: Network | None = None) -> NDArray:
         """What the fitted network, or the given one, says at X: numbers (n,), or probabilities of the second class."""
         z = self._inputs(X)
-        return self._decoded(_output(network or self.network_, z))
+        return self.decoded(_output(network or self.network_, z))
 
     def answers_along(self, t: NDArray) -> NDArray:
         """The fitted network's answers at coordinates t (n, k) along the directions."""
-        return self._decoded(_output(self.network_, t @ self.network_.directions))
+        return self.decoded(_output(self.network_, t @ self.network_.directions))
 
     def arrays(self) -> dict[str, NDArray]:
         """All that `predict` needs, by name: with z = M (s(x) − mean), ŷ = a·GELU(A B z + b) + c, which is in units of
@@ -241,10 +241,12 @@ class StructureDiscovery(base.RegressorMixin, _StructureDiscovery):
         """Answers (n,)."""
         return self.answers(X)
 
-    def _encoded(self, y: NDArray) -> NDArray:
+    def encoded(self, y: NDArray) -> NDArray:
+        """The answers y (n,) as the network takes them."""
         return (y - self._mean) / self._scale
 
-    def _decoded(self, output: NDArray) -> NDArray:
+    def decoded(self, output: NDArray) -> NDArray:
+        """The network's output (n,) as answers, or probabilities of the second class."""
         return output * self._scale + self._mean
 
     def arrays(self) -> dict[str, NDArray]:
@@ -283,12 +285,14 @@ class StructureDiscoveryClassifier(base.ClassifierMixin, _StructureDiscovery):
         tags.classifier_tags.multi_class = False
         return tags
 
-    def _encoded(self, y: NDArray) -> NDArray:
+    def encoded(self, y: NDArray) -> NDArray:
+        """The answers y (n,) as the network takes them."""
         if new := set(y.tolist()) - set(self.classes_.tolist()):
             raise ValueError(f"y has {new.pop()!r}, which is none of the two classes, {self.classes_.tolist()}")
         return np.searchsorted(self.classes_, y)
 
-    def _decoded(self, output: NDArray) -> NDArray:
+    def decoded(self, output: NDArray) -> NDArray:
+        """The network's output (n,) as answers, or probabilities of the second class."""
         return expit(output)
 
     def _learn_answers(self, y: NDArray) -> None:

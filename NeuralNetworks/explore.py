@@ -90,11 +90,12 @@ def predictors(model: Estimator, X: NDArray, y: NDArray, config: "Config") -> It
     linear = LogisticRegression(max_iter=1000) if classes else LinearRegression()
     trees = HistGradientBoostingClassifier if classes else HistGradientBoostingRegressor
     rivals = {"logistic regression" if classes else "least squares": make_pipeline(StandardScaler(), linear)}
-    mean, unit = (0.0, 1.0) if classes else (y.mean(), y.std())  # boosting's numbers are of single precision
     for name, rival in (rivals | {"gradient boosting": trees(random_state=config.seed)}).items():
-        rival.fit(X, y if classes else (y - mean) / unit)
-        predict = (lambda X, rival=rival: rival.predict_proba(X)[:, 1]) if classes else rival.predict
-        yield name, lambda X, predict=predict: mean + unit * predict(X)
+        rival.fit(X, y if classes else model.encoded(y))  # boosting's numbers are of single precision
+        if classes:
+            yield name, lambda X, rival=rival: rival.predict_proba(X)[:, 1]
+        else:
+            yield name, lambda X, rival=rival: model.decoded(rival.predict(X))
 
 
 @dataclass

@@ -268,6 +268,7 @@ def test_the_papers_algorithms_are_pure(algorithm):
     assert result.cut == 41 and result.certificate.is_sosp and set(result.history["lam"]) == {config.lam}
     kicks = result.history["kicks"]
     assert min(kicks) > 50  # only once it has come to the saddle
+    assert algorithm == "1" or len(kicks) == 1  # along the negative curvature once is enough
     assert result.history["gradient_norm"][result.history["step"] < min(kicks)].min() < 1e-4
 
 

@@ -268,6 +268,8 @@ def test_certificate_of_a_quadratic_is_the_lemma_with_equality():
     assert certify(lambda: f(1.0), [W, b], W, b, lam=1.0, rho=1.6e-3, K=160).is_sosp
     assert not certify(lambda: f(1.0), [W, b], W, b, lam=1.0, rho=1.4e-3, K=1000).is_sosp  # just above rho
     unsure = certify(lambda: f(1.0), [W, b], W, b, lam=1.0, rho=1e-2, K=100, gradient_error=2e-3, slope_error=1e-3)
+    rough = certify(lambda: f(1.0), [W, b], W, b, lam=1.0, rho=1e-2, K=100, gradient_error=2e-3)
+    assert rough.w_norm_bound == pytest.approx((1.5e-3 + 2e-3) / 1.5, rel=1e-5)
     assert not unsure.is_sosp and unsure.w_norm_bound == pytest.approx((1.5e-3 + 1e-3) / 1.5, rel=1e-5)
     assert certify(lambda: f(0.1), [W, b], W, b, lam=0.1, rho=1e-2).w_norm_bound is None  # 0.2 − 0.5 < 0
 

@@ -9,15 +9,13 @@ import pytest
 from scipy.special import ndtr
 from sklearn.metrics import d2_log_loss_score, r2_score
 
-import discover
-import estimator
-import explore as explore_
 from discover import polish
 from estimator import StructureDiscovery, StructureDiscoveryClassifier
-from explore import explore, score
+from explore import explore, predictors, score
 from main import Config, main
 from run import command_line
 
+POLISHING = "discover", "estimator", "explore"
 QUICK = dict(adam_steps=80, max_directions=3, neurons=40, bootstrap=4, repeats=0)
 
 
@@ -39,8 +37,8 @@ def predicted(arrays: dict[str, np.ndarray], X: np.ndarray) -> np.ndarray:
 def quick_polish():
     """Fewer iterations of L-BFGS, in which most of the time goes."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (discover, estimator, explore_):
-            patch.setattr(module, "polish", lambda *fit, **_: polish(*fit[:4], iterations=30))
+        for module in POLISHING:
+            patch.setattr(f"{module}.polish", lambda *fit, **_: polish(*fit[:4], iterations=30))
         yield
 
 
@@ -110,8 +108,8 @@ def test_directions_of_a_plane_are_turned_before_their_spread_is_measured(tmp_pa
 def test_a_plane_is_drawn_at_the_rows_mean_where_nearly_all_answers_are_the_same(
     tmp_path, monkeypatch, inputs, undrawn
 ):
-    for module in (discover, estimator, explore_):
-        monkeypatch.setattr(module, "polish", polish)  # this takes all its iterations
+    for module in POLISHING:
+        monkeypatch.setattr(f"{module}.polish", polish)  # this takes all its iterations
     t, planes = planted(), []
     t = t.assign(y=1 * (np.arange(600) % 60 == 0))
     t.to_csv(tmp_path / "t.csv", index=False)
@@ -124,6 +122,13 @@ def test_a_plane_is_drawn_at_the_rows_mean_where_nearly_all_answers_are_the_same
     assert (tmp_path / "out" / "table_answer.png").exists() and len(planes) == 2
     third = planes[1][:, 2]
     assert np.ptp(third) == 0 and (abs(third[0]) < 0.2 if inputs == "whiten" else abs(third[0]) > 1)
+
+
+def test_rivals_do_not_mind_the_unit_of_the_answers():
+    X, y = table(200)[["a", "b", "c", "d"]].to_numpy(), 1e39 * table(200)["answer"].to_numpy()
+    model = StructureDiscovery(steps=2, max_directions=1, width=5, random_state=0).fit(X, y)
+    found = dict(predictors(model, X, y, Config(**QUICK | dict(adam_steps=2, neurons=5))))
+    assert min(r2_score(y, found[name](X)) for name in ("gradient boosting", "least squares")) > 0.8
 
 
 def test_nothing_is_found_in_noise_and_it_says_so(tmp_path, capsys, undrawn):
