@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,3 +100,18 @@ def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Callable[[type, int], None]:
         monkeypatch.setattr(kind, "step", step)
 
     return comes
+
+
+@pytest.fixture
+def at_the_prompt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """at_the_prompt(*flags): exit status of the experiment's main.py with these flags, within this process."""
+
+    def called(*flags: str | Path) -> int:
+        main = sys.modules["main"]
+        monkeypatch.setattr(sys, "argv", ["main.py", *map(str, flags)])
+        monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
+        with pytest.raises(SystemExit) as end:
+            sys.modules["run"].command_line(main.main, main.Config, main.__doc__)
+        return end.value.code
+
+    return called

@@ -30,6 +30,7 @@ TINY = {
     "NeuralNetworks": ["--no-toy", "--width", "20", "--steps", "30"],
 }
 RUNS = {folder.name: (folder, TINY[folder.name]) for folder in EXPERIMENTS}
+WATCHED = ["MAXCUT", *(pytest.param(name, marks=pytest.mark.soak) for name in RUNS if name != "MAXCUT")]
 RUNS["pairs"] = (ROOT / "JohnsonLindenstrauss", [*TINY["JohnsonLindenstrauss"], "--problem", "pairs"])
 
 # Root may write everywhere; without its capabilities it is a user like any other.
@@ -129,6 +130,7 @@ def test_piped_output_is_the_summary_and_nothing_else(piped):
     assert {"results.json", "history.npz"} < {file.name for file in piped.out.iterdir()}
 
 
+@pytest.mark.parametrize("piped", WATCHED, indirect=True)
 def test_a_terminal_shows_a_bar_which_is_gone_at_the_end(watched):
     assert watched.status == 0, watched.stderr
     lines = watched.stderr.split("\r")
@@ -137,6 +139,7 @@ def test_a_terminal_shows_a_bar_which_is_gone_at_the_end(watched):
     assert lines[-1] == "" and lines[-2].isspace()
 
 
+@pytest.mark.parametrize("piped", WATCHED, indirect=True)
 def test_a_terminal_without_greek_gets_the_summary_too(piped, watched):
     def readable(summary: str) -> str:
         return re.sub(r"[^\x00-\x7f]", "?", re.sub("(seconds|files) .*", "", summary))
@@ -144,6 +147,7 @@ def test_a_terminal_without_greek_gets_the_summary_too(piped, watched):
     assert readable(watched.stdout) == readable(piped.stdout)
 
 
+@pytest.mark.parametrize("piped", WATCHED, indirect=True)
 def test_the_same_seed_gives_the_same_to_the_digit(piped, watched):
     assert differing(contents(piped.out), contents(watched.out)) == set()
 

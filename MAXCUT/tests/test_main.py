@@ -8,7 +8,6 @@ import subprocess
 import sys
 import termios
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,6 @@ from matplotlib.figure import Figure
 
 from main import Config, main
 from optimizer import Derandomization, unperturbed
-from run import command_line
 from sdp import upper_bound
 from search import search
 
@@ -29,21 +27,16 @@ FOLDER = Path(__file__).parents[1]
 FIGURES = {f"{name}.{suffix}" for name in ("fig4_cut", "fig5_sigma", "graph", "saddle") for suffix in ("png", "pdf")}
 
 
-def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, FOLDER / "main.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
-
-
 def results(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
-def test_the_papers_graph(tmp_path):
-    done = run("--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "cut          41, the optimum is 41" in done.stdout and "certificate  SOSP" in done.stdout
-    assert "E[cut]       41 where the descent ended, before any rounding" in done.stdout
-    assert done.stderr == ""  # no progress bar where nobody watches
+def test_the_papers_graph(tmp_path, capsys, at_the_prompt):
+    assert at_the_prompt("--out", tmp_path) == 0
+    said = capsys.readouterr()
+    assert "cut          41, the optimum is 41" in said.out and "certificate  SOSP" in said.out
+    assert "E[cut]       41 where the descent ended, before any rounding" in said.out
+    assert said.err == ""  # no progress bar where nobody watches
     assert {file.name for file in tmp_path.iterdir()} == FIGURES | {"cut.txt", "history.npz", "results.json"}
 
     found = results(tmp_path)
@@ -64,7 +57,8 @@ def test_the_papers_graph(tmp_path):
 
 def test_a_users_graph_with_names_loops_and_duplicates(tmp_path):
     (tmp_path / "my graph.edgelist").write_text("ä b 2\nb c 1\nc ä 1\nb ä 1\nc c 5\nd e -1\n", encoding="utf-8")
-    done = run("--graph", "my graph.edgelist", "--out", "my figures", "--steps", "300", cwd=tmp_path)
+    command = [sys.executable, FOLDER / "main.py", "--graph", "my graph.edgelist", "--out", "my figures"]
+    done = subprocess.run([*command, "--steps", "300"], capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "note: 1 self-loop(s) dropped" in done.stderr and "note: 1 duplicate edge(s)" in done.stderr
     assert "Traceback" not in done.stderr
@@ -103,7 +97,7 @@ def test_the_expected_cut_is_of_the_descents_end_before_any_rounding_or_search(t
 def test_seconds_are_used_for_a_better_cut(tmp_path, capsys, undrawn):
     config = Config(n=80, p=0.15, roundings=10, steps=500)
     main(replace(config, out=tmp_path / "one"))
-    main(replace(config, out=tmp_path / "many", seconds=4))
+    main(replace(config, out=tmp_path / "many", seconds=2))
     one, many = results(tmp_path / "one"), results(tmp_path / "many")
     assert one["cut"] <= many["cut"] <= many["upper_bound"] and many["descents"] > one["descents"] == 1
     assert many["expected_cut"] <= many["cut"] + 1e-6
@@ -122,7 +116,7 @@ def test_on_two_cores_others_search_while_the_first_descent_runs_which_is_the_sa
     monkeypatch.setattr("main.upper_bound", lambda *of: late.append(searched[-1].over.is_set()) or upper_bound(*of))
     for name in "ab":
         torch.set_num_threads(2)  # main sets one, for the descent
-        main(Config(n=80, p=0.15, roundings=10, steps=500, seconds=2, out=tmp_path / name))
+        main(Config(n=80, p=0.15, roundings=10, steps=500, seconds=1.5, out=tmp_path / name))
         with np.load(tmp_path / name / "history.npz") as history:
             runs.append({key: history[key] for key in ("step", "drawn_cut", "expected_cut", "kicks")})
     torch.set_num_threads(cores)
@@ -169,15 +163,6 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path):
         main(Config(out=tmp_path / "taken"))
 
 
-def at_the_prompt(monkeypatch: pytest.MonkeyPatch, *flags: str | Path) -> int:
-    """Exit status of main.py with these flags, within this process."""
-    monkeypatch.setattr(sys, "argv", ["main.py", *map(str, flags)])
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
-    with pytest.raises(SystemExit) as exit:
-        command_line(main, Config, "A test.")
-    return exit.value.code
-
-
 @pytest.mark.parametrize(
     "flags",
     [
@@ -189,22 +174,22 @@ def at_the_prompt(monkeypatch: pytest.MonkeyPatch, *flags: str | Path) -> int:
     ]
     + [("--algorithm", "1", "--seconds", "3"), ("--n", "99999999")],
 )
-def test_bad_input_ends_with_status_2_and_says_which(tmp_path, monkeypatch, capsys, flags):
-    assert at_the_prompt(monkeypatch, *flags, "--out", tmp_path / "figures") == 2
+def test_bad_input_ends_with_status_2_and_says_which(tmp_path, capsys, flags, at_the_prompt):
+    assert at_the_prompt(*flags, "--out", tmp_path / "figures") == 2
     said = capsys.readouterr().err
     assert flags[0][2:] in said or flags[1] in said
     assert not (tmp_path / "figures").exists()
 
 
-def test_a_diverging_run_is_told_which_step_to_try(tmp_path, monkeypatch, capsys):
-    assert at_the_prompt(monkeypatch, "--lr", "1e9", "--out", tmp_path) == 2
+def test_a_diverging_run_is_told_which_step_to_try(tmp_path, capsys, at_the_prompt):
+    assert at_the_prompt("--lr", "1e9", "--out", tmp_path) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and "try --lr 1e+08" in said and said.count("\n") == 1
     assert not any(tmp_path.iterdir())
 
 
-def test_help_names_every_hyperparameter(monkeypatch, capsys):
-    assert at_the_prompt(monkeypatch, "--help") == 0
+def test_help_names_every_hyperparameter(capsys, at_the_prompt):
+    assert at_the_prompt("--help") == 0
     said = capsys.readouterr().out
     for name in Config.__dataclass_fields__:
         assert "--" + name.replace("_", "-") in said
@@ -320,7 +305,7 @@ class Later:
 
 
 def test_without_a_radius_there_is_no_perturbation(tmp_path, undrawn):
-    assert not main(Config(radius=0, steps=1000, out=tmp_path))
+    assert not main(Config(radius=0, steps=300, out=tmp_path))
     assert results(tmp_path)["perturbations"] == 0
 
 
@@ -335,13 +320,13 @@ def test_ctrl_c_while_the_bound_is_awaited_saves_the_cut(tmp_path, capsys, monke
     assert found["cut"] == 41 <= found["upper_bound"] == found["m"] and found["roundings"] == 1
 
 
-@pytest.mark.parametrize("how", [dict(), dict(descents=3, steps=100)])
+@pytest.mark.parametrize("how", [dict(), dict(descents=3)])
 def test_a_bound_that_fails_does_not_take_the_cut_along(tmp_path, monkeypatch, undrawn, how):
     def fails(*arguments: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(sys.modules[main.__module__], "upper_bound", fails)
-    assert not main(Config(n=30, p=0.3, out=tmp_path, **how))
+    assert not main(Config(n=30, p=0.3, steps=100, out=tmp_path, **how))
     found = results(tmp_path)
     assert found["upper_bound_proof"] == "the weights' sum" and found["cut"] <= found["upper_bound"] == found["m"]
 

@@ -173,7 +173,7 @@ def test_lambda_min_agrees_with_the_dense_hessian(n):
     assert abs(vector @ vectors[:, 0]) > 0.99 and vector.norm() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("n, problems", [(3000, 20), (15_000, 2)])
+@pytest.mark.parametrize("n, problems", [(3000, 8), (15_000, 2)])
 def test_lambda_min_finds_one_small_negative_eigenvalue_of_a_wide_spectrum(n, problems):
     """100 curvatures from 1 to 3·10⁴, a large null space, and one direction that leads down, in a random basis."""
     for seed in range(problems):

@@ -205,19 +205,19 @@ def test_where_nothing_is_left_to_do_nothing_is_done():
 
 def test_ctrl_c_keeps_the_best_and_a_resumed_search_makes_the_same_descents(tmp_path, monkeypatch):
     graph, file, take_in = random_graph(100, 0.15, 1), tmp_path / "search.pt", Reheating.take_in
-    whole = searched(graph, descents=120)
+    whole = searched(graph, descents=75)
 
     def stop(self, *batch) -> None:
         take_in(self, *batch)
-        if self.found.descents > 60:
+        if self.found.descents > 40:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Reheating, "take_in", stop)
-    partial = searched(graph, file, descents=120)
-    assert partial.interrupted and 0 < partial.descents < 120
+    partial = searched(graph, file, descents=75)
+    assert partial.interrupted and 0 < partial.descents < 75
     assert max(partial.cuts) == partial.best[-1] == cut_of(graph, partial.best_cut())
     monkeypatch.setattr(Reheating, "take_in", take_in)
-    resumed = searched(graph, file, descents=120)
+    resumed = searched(graph, file, descents=75)
     assert whole.descents == resumed.descents and whole.best == resumed.best and whole.cuts == resumed.cuts
     assert whole.gained == resumed.gained and whole.spent == resumed.spent
     assert all((s == t).all() for s, t in zip(whole.s, resumed.s, strict=True))

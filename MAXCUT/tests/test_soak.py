@@ -81,7 +81,7 @@ def dense(graph: Graph, epsilon: float, lam: float, V: Tensor, mu: Tensor) -> tu
 
 
 def test_some_certificates_are_the_dense_hessians(monkeypatch):
-    check(range(0, PROBLEMS, 25), monkeypatch)
+    check(range(0, PROBLEMS, 50), monkeypatch)
 
 
 @pytest.mark.soak

@@ -12,8 +12,7 @@ from sklearn.metrics import d2_log_loss_score, r2_score
 from discover import polish
 from estimator import StructureDiscovery, StructureDiscoveryClassifier
 from explore import explore, predictors, score
-from main import Config, main
-from run import command_line
+from main import Config
 
 POLISHING = "discover", "estimator", "explore"
 QUICK = dict(adam_steps=80, max_directions=3, neurons=40, bootstrap=4, repeats=0)
@@ -167,15 +166,12 @@ def test_two_classes_and_scores_of_columns(tmp_path, capsys):
         (["--target", "answer", "--out", "/proc/nowhere"], "/proc"),
     ],
 )
-def test_bad_input_is_status_2_and_leaves_nothing(tmp_path, monkeypatch, capsys, flags, message):
+def test_bad_input_is_status_2_and_leaves_nothing(tmp_path, capsys, at_the_prompt, flags, message):
     rare = dict(rare=1 * (np.arange(500) == 7) - (np.arange(500) == 9)) if "rare" in flags else {}
     table().assign(**rare).to_csv(tmp_path / "t.csv", index=False)
-    command = ["main.py", "--data", str(tmp_path / "t.csv"), "--out", str(tmp_path / "out"), *flags]
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit) as end:
-        command_line(main, Config, "")
+    status = at_the_prompt("--data", tmp_path / "t.csv", "--out", tmp_path / "out", *flags)
     captured = capsys.readouterr()
-    assert end.value.code == 2 and captured.out == "" and message in captured.err
+    assert status == 2 and captured.out == "" and message in captured.err
     assert "Traceback" not in captured.err and not (tmp_path / "out").exists()
 
 

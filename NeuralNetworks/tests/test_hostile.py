@@ -118,7 +118,7 @@ def test_one_hostile_hyperparameter(name, data):
     run_undrawn(**change | {name: value})
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_all_hyperparameters_at_their_extremes(data):
     """Within the range of each, so that many of these runs are done; the others say that they diverge."""
