@@ -187,8 +187,8 @@ def test_rounding_a_distribution_is_no_worse_than_its_mean():
         assert cut_values(graph, s) >= problem.expected_cut(V * 1e-3, mu)
 
 
-@pytest.mark.parametrize("seeds", [range(5), pytest.param(range(5, 50), marks=pytest.mark.soak)], ids=len)
-def test_the_papers_graph_is_solved_from_fifty_seeds(seeds, monkeypatch):
+@pytest.mark.parametrize("seeds", [range(5), pytest.param(range(5, 20), marks=pytest.mark.soak)], ids=len)
+def test_the_papers_graph_is_solved_from_twenty_seeds(seeds, monkeypatch):
     graph, optimal = random_graph(), 0
     monkeypatch.setattr(Derandomization, "due", lambda descent: descent.t % 500 == 0)
     for seed in seeds:
