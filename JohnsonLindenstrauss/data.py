@@ -2,14 +2,21 @@
 
 import os
 import re
+import sys
 import tempfile
 import warnings
 import zipfile
 from itertools import chain
+from math import inf
 from pathlib import Path
 
 import numpy as np
 import torch
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None
 
 
 def random_data(problem: str, n: int, d: int, seed: int) -> np.ndarray:
@@ -63,9 +70,15 @@ def _read(path: Path, n: int | None) -> np.ndarray:
 
 def check_memory(numbers: int, what: str) -> None:
     """Raise ValueError, saying what needs them, for more float64 numbers than the machine has memory for."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else inf
     if 8 * numbers > memory:
         raise ValueError(f"{what}: that needs more memory than the {memory / 1e9:.0f} GB here")
+
+
+def peak_memory() -> int | None:
+    """Bytes that this process has taken at most; None where the system does not say (Windows)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def check_matrix(X: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ Run it as it is for the paper's problem and figures 6 and 7; edit the defaults b
 
 import gc
 import os
-import resource
 import time
 import warnings
 from dataclasses import asdict
@@ -24,7 +23,7 @@ from pydantic.dataclasses import dataclass
 import plot
 import run
 from compare import compare
-from data import check_memory, random_data, read_matrix
+from data import check_memory, peak_memory, random_data, read_matrix
 from model import Pairs, Problem, Vectors
 from run import Count, Device, Momentum, NotNegative, Positive, Seed
 from train import Derandomization
@@ -88,6 +87,8 @@ class Config:
     """folder for the figures, projection.npy, history.npz and results.json"""
 
     def __post_init__(self) -> None:
+        if self.algorithm != "default" and (self.growth or self.momentum not in (0, Config.momentum)):
+            raise ValueError(f"--algorithm {self.algorithm} is pure: leave --momentum and --growth out")
         if self.algorithm == "2" and self.objective == "sampled":
             raise ValueError("--algorithm 2 follows curvature, and --objective sampled has kinks: take bound or tail")
 
@@ -135,7 +136,7 @@ def main(config: Config) -> bool:
     results |= dict(seconds=seconds, steps=result.steps, perturbations=len(result.history["kicks"]))
     results |= compared.numbers() | dict(tau=result.tau if config.objective == "bound" else None)
     results |= dict(completed=dict(growth=descent.growth, ridge=descent.ridge))
-    results |= dict(peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)  # bytes, on Linux
+    results |= dict(peak_memory=peak_memory())
     with run.whole_files(config.out) as folder:
         np.save(folder / "projection.npy", result.M.cpu().numpy())
         history = result.history | {"gaussian": compared.gaussian}

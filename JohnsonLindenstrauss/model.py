@@ -249,6 +249,12 @@ def distortion(problem: Problem, M: Tensor) -> float:
     return max(1 - low, high - 1)
 
 
+def exact_distortion(problem: Problem, M: Tensor) -> float:
+    """`distortion` by differences of the points: where two are near, their Gram matrix is off by up to 10⁻⁵ of it."""
+    ends, _, _ = strongest(problem, M, lambda c: c, 10**5, 1e-3)
+    return distortion(problem.subset(*ends), M)
+
+
 def row_space(problem: Problem) -> tuple[Problem, Tensor]:
     """The same problem in coordinates of the span of its rows, r of them, r the rank of X.
 
@@ -480,7 +486,6 @@ def sampled(problem: Problem, M: Tensor, s: Tensor, draws: int, generator: torch
     """
     Z = torch.randn(draws, *M.shape, generator=generator, dtype=M.dtype, device=M.device)
     A = M + s / (len(M) * problem.d) ** 0.5 * Z
-    worst = [
-        torch.stack([(problem.q(Y, block) - 1).abs().max() for block in problem.blocks]).max() for Y in A @ problem.X.T
-    ]
-    return torch.stack(worst).mean()
+    worst = [strongest(problem, one, lambda c: c, 1)[0] for one in A.detach()]  # no gradient of the others is kept
+    U = problem.subset(*map(torch.cat, zip(*worst, strict=True))).units()
+    return ((A @ U[:, :, None]).square().sum((1, 2)) - 1).abs().mean()

@@ -73,6 +73,8 @@ class PGD(torch.optim.Optimizer):
             raise ValueError(f"lr is {lr}; it must be positive")
         if not (rho >= 0 and radius >= 0):
             raise ValueError(f"rho is {rho} and radius is {radius}; neither may be negative")
+        if objective is not None and not radius > 0:
+            raise ValueError("radius is 0; Algorithm 2's steps along negative curvature are of that length")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum is {momentum}; it must lie in [0, 1)")
         if patience < 1:

@@ -25,6 +25,7 @@ from model import (
     bound_gradient,
     distortion,
     distortions,
+    exact_distortion,
     log_moments,
     metric,
     row_space,
@@ -379,7 +380,7 @@ class Derandomization(Descent):
 
         with self.unbroken():
             M = M @ self.basis
-            few, worst = self.problem, distortion(self.problem, M)
+            few, worst = self.problem, exact_distortion(self.problem, M)
             if config.objective == "bound":
                 few, _ = heavy(few, M, s, tau, worst, 2 * MARGIN)
             objective = f().item()

@@ -84,8 +84,8 @@ class Config:
     """folder for the figures, cut.txt, history.npz and results.json"""
 
     def __post_init__(self) -> None:
-        if self.algorithm != "default" and (self.seconds or self.descents):
-            raise ValueError("--algorithm 1 and 2 make one descent and no search: leave --seconds and --descents out")
+        if self.algorithm != "default" and (self.seconds or self.descents or self.momentum not in (0, Config.momentum)):
+            raise ValueError("--algorithm 1 and 2 are pure: leave --seconds, --descents and --momentum out")
 
 
 def main(config: Config) -> bool:

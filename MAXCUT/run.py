@@ -109,6 +109,20 @@ class Checkpoint:
         """The state of that part of the run in the file; None if there is none."""
         return self._parts.get(part)
 
+    def resume(self, part: str, load: Callable[[State], None]) -> None:
+        """Load the state of that part of the run in the file, if there is one.
+
+        Raises:
+            ValueError: it has another layout than this code's.
+        """
+        if (state := self.resumed(part)) is not None:
+            try:
+                load(state)
+            except (KeyError, TypeError, ValueError, RuntimeError):
+                raise ValueError(
+                    f"--checkpoint {self.file} is of another version of this code; give another name"
+                ) from None
+
     def keep(self, part: str, state: Callable[[], State], finished: bool = False) -> None:
         """Keep the part's state if it is time to, or if the part has finished."""
         start = time.perf_counter()
@@ -180,8 +194,7 @@ class Descent(ABC):
             FloatingPointError: the gradient is no longer finite.
         """
         checkpoint = checkpoint or Checkpoint()
-        if (state := checkpoint.resumed("descent")) is not None:
-            self.load_state_dict(state)
+        checkpoint.resume("descent", self.load_state_dict)
         try:
             with tqdm(desc="PGD", initial=self.t, total=self.steps, unit=" steps", disable=None, leave=False) as bar:
                 while self.t < self.steps and not self.pgd.converged:

@@ -81,14 +81,17 @@ class Reheating:
         self.left, self.descents, self.lock = left, config.descents or inf, Lock()
         self.slowness = 1.0  # of the machine, beside what is planned
         self.menu = list(WAYS)
-        if (kept := checkpoint.resumed("search")) is not None:
-            found.load_state_dict(kept)
-            generator.set_state(kept["random"])
+        checkpoint.resume("search", self.load_state_dict)
         self.begun = found.descents
 
     def state_dict(self) -> State:
         """The search between two descents; of those that other threads are in nothing is kept."""
         return self.found.state_dict() | {"random": self.generator.get_state()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on with the search whose `state_dict` this is."""
+        self.found.load_state_dict(state)
+        self.generator.set_state(state["random"])
 
     def plan(self) -> Batch | None:
         """The next batch, such that it ends in time; None if there is no time, or were descents enough."""

@@ -6,6 +6,7 @@ Run it as it is for the paper's figures 1, 2 and 3; edit the defaults below or o
 import gc
 import os
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -54,8 +55,8 @@ class Config:
     """keep the first layer's biases as initialized: the theorem then has no hold"""
     risk: Literal["quadrature", "sobol", "sampled"] = "quadrature"
     """population risk: integrated (d ≤ 3), with the error that the certificate says; a Sobol set; fresh batches"""
-    samples: Annotated[int, Field(ge=2, le=2**30)] = 8192
-    """points of the Sobol set, a power of two"""
+    samples: Literal[*(2**i for i in range(1, 31))] = 8192
+    """points of the Sobol set"""
     batch: Count = 50
     """size of a fresh batch"""
     steps: Count = 10_000
@@ -110,14 +111,14 @@ class Config:
     """folder for the figures, weights.npz, history.npz and results.json"""
 
     def __post_init__(self) -> None:
-        if self.target is not None and self.data is None:
-            raise ValueError(f"--target {self.target} is a table's column; --data says which table")
+        names, given = zip(*((x.name, getattr(self, x.name) != x.default) for x in fields(self)), strict=True)
+        for i in range(names.index("target"), names.index("seed")):
+            if given[i] and self.data is None:
+                raise ValueError(f"--{names[i].replace('_', '-')} is of a table; --data says which one")
         if self.k > self.d:
             raise ValueError(f"--k is {self.k} and --d is {self.d}; the teacher can use at most d directions")
         if self.risk == "quadrature" and self.d > 3:
             raise ValueError(f"--risk quadrature needs --d of at most 3, not {self.d}; take --risk sobol or sampled")
-        if self.samples & (self.samples - 1):
-            raise ValueError(f"--samples is {self.samples}; it must be a power of two")
         if self.algorithm != "default" and (self.momentum or self.anneal or self.risk == "sampled"):
             raise ValueError(f"--algorithm {self.algorithm} is pure: without --momentum, --anneal and --risk sampled")
 
@@ -137,10 +138,9 @@ def main(config: Config) -> bool:
     start = time.perf_counter() - checkpoint.elapsed
     training = Training(student, data, teacher.directions, full, generator, rule)
     result = training.run(checkpoint).result()
-    seconds = time.perf_counter() - start
 
     with whole_files(config.out, outcome.SOMETIMES) as folder:
-        results = outcome.results(full, training, result, toys) | {"seconds": seconds}
+        results = {"seconds": time.perf_counter() - start} | outcome.results(full, training, result, toys)
         outcome.save(folder, config, training, result, results, toys)
     outcome.say(full, result, results)
     return result.interrupted

@@ -166,6 +166,7 @@ def refusal(status: int, capsys: pytest.CaptureFixture) -> str:
         ("--k 1000000000", "--k is 1000000000"),
         ("--objective sampled --draws 1000000000", "--draws 1000000000"),
         ("--algorithm 1 --lr 10", "--lr 1"),
+        ("--algorithm 2 --radius 0", "radius is 0"),
         ("--out {}/taken", "taken"),
         ("--checkpoint {}/taken", "no checkpoint"),
     ],
@@ -178,7 +179,13 @@ def test_bad_input_is_refused_in_one_line(tmp_path, capsys, at_the_prompt, flags
     assert not list(tmp_path.glob("figures/*")) and (tmp_path / "taken").read_text() == ""
 
 
-@pytest.mark.parametrize("flags", ["--k 0", "--lam 1e999", "--problem triples", "--algorithm 2 --objective sampled"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *("--k 0", "--lam 1e999", "--problem triples", "--algorithm 2 --objective sampled"),
+        *("--momentum 0.5 --algorithm 1", "--growth 2 --algorithm 1"),
+    ],
+)
 def test_flags_out_of_range_are_refused_in_a_box_that_names_them(tmp_path, capsys, at_the_prompt, flags):
     message = refusal(at_the_prompt(*flags.split(), "--out", tmp_path / "figures"), capsys)
     assert (

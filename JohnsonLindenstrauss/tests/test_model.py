@@ -19,6 +19,7 @@ from model import (
     bound_gradient,
     distortion,
     distortions,
+    exact_distortion,
     log_moments,
     metric,
     row_space,
@@ -169,6 +170,15 @@ def test_tail_without_noise_counts():
     count = tail(problem, M, s, 0.5)
     assert count.item() == ((q - 1).abs() > 0.5).sum() and 0 < count < problem.N
     assert torch.autograd.grad(count, s)[0] == 0
+
+
+def test_the_worst_pair_may_be_one_of_near_points():
+    """Points in couples, 8·10⁻⁵ apart where M stretches most: a Gram matrix knows that to six digits."""
+    X, M = normal(30, 12), normal(4, 12, seed=2)
+    X = torch.cat([X, X + 8e-5 * torch.linalg.svd(M)[2][0]])
+    worst = float(torch.linalg.matrix_norm(M, 2)) ** 2 - 1
+    assert exact_distortion(Pairs(X), M) == pytest.approx(worst, rel=1e-10)
+    assert 1e-9 < abs(distortion(Pairs(X), M) / worst - 1) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["vectors", "pairs"])

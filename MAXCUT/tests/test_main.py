@@ -172,7 +172,7 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path):
         ("--rho", "1e400"),
         ("--graph", sys.executable),
     ]
-    + [("--algorithm", "1", "--seconds", "3"), ("--n", "99999999")],
+    + [("--algorithm", "1", "--seconds", "3"), ("--momentum", "0.5", "--algorithm", "2"), ("--n", "99999999")],
 )
 def test_bad_input_ends_with_status_2_and_says_which(tmp_path, capsys, flags, at_the_prompt):
     assert at_the_prompt(*flags, "--out", tmp_path / "figures") == 2

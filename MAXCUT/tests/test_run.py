@@ -57,6 +57,17 @@ def test_a_checkpoint_gives_back_what_it_was_given(tmp_path):
     assert [path.name for path in file.parent.iterdir()] == ["run"]
 
 
+def test_a_checkpoint_of_another_layout_is_refused(tmp_path):
+    file = tmp_path / "run"
+    Checkpoint(file, TINY).keep("part", lambda: dict(a=1), finished=True)
+    loaded = []
+    Checkpoint(file, TINY).resume("part", lambda state: loaded.append(state["a"]))
+    Checkpoint(file, TINY).resume("another", lambda state: pytest.fail("there is none"))
+    assert loaded == [1]
+    with pytest.raises(ValueError, match=f"{file} is of another version"):
+        Checkpoint(file, TINY).resume("part", lambda state: loaded.append(state["b"]))
+
+
 def test_keeping_costs_little_and_stops_no_run(tmp_path, recwarn):
     kept, offers, written = Checkpoint(tmp_path / "run", TINY), 0, []
     while len(written) < 5:
