@@ -1,7 +1,5 @@
 """Five hundred random small problems: every certificate against the dense Hessian of f, written out anew here."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -30,7 +28,7 @@ def problem(number: int) -> tuple[Graph, Tensor, Config, torch.Generator]:
     generator = torch.Generator().manual_seed(number)
     V = normalize(torch.randn(n, int(rng.integers(1, 6)), generator=generator))
     epsilon, lam = 10 ** rng.uniform(-1.3, 0), 10 ** rng.uniform(*((-0.7, 0.5) if rng.random() < 0.9 else (-4, -0.7)))
-    config = Config(
+    options = dict(
         epsilon=epsilon,
         lam=lam,
         growth=float(rng.choice([1, 1, 10])),
@@ -45,9 +43,9 @@ def problem(number: int) -> tuple[Graph, Tensor, Config, torch.Generator]:
         gradient="sampled" if rng.random() < 0.05 else "exact",
         draws=8,
     )
-    if config.algorithm == "2":  # pure: without momentum it takes longer
-        config = replace(config, steps=2 * config.steps)
-    return graph, V, config, generator
+    if options["algorithm"] == "2":  # pure: without momentum it takes longer
+        options |= dict(momentum=0, steps=2 * options["steps"])
+    return graph, V, Config(**options), generator
 
 
 def dense(graph: Graph, epsilon: float, lam: float, V: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
