@@ -105,7 +105,7 @@ def run_undrawn(**config: object) -> int:
 
 
 @pytest.mark.parametrize("name", [name for name in HINTS if name not in (*PATHS, *OF_TABLES, "toy")])
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_one_hostile_hyperparameter(name, data):
     value = data.draw(hostile(name))
