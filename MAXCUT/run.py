@@ -31,6 +31,8 @@ import torch
 import tyro
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation, NullLocator
 from pydantic import AfterValidator, Field
@@ -395,7 +397,6 @@ STYLE = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "lines.linewidth": 2,
-    "savefig.dpi": 200,
 }
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -418,10 +419,11 @@ def save_figure(figure: Figure, folder: Path, name: str) -> None:
                 ticker.formatter.set_axis(axis)
         if len(axis.get_majorticklocs()) > 4:  # enough: each tick more, with a label or not, is laid out four times
             axis.set_minor_locator(NullLocator())
-    with rc_context(STYLE):
-        figure.savefig(folder / f"{name}.png")
+    with rc_context(STYLE):  # by the canvases, as `savefig` draws everything twice
+        figure.set_dpi(200)
+        FigureCanvasAgg(figure).print_png(folder / f"{name}.png")
         figure.set_layout_engine("none")  # laid out once is enough
-        figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+        FigureCanvasPdf(figure).print_pdf(folder / f"{name}.pdf", metadata={"CreationDate": None})
 
 
 def perturbations(axes: Axes, kicks: Sequence[int]) -> None:
