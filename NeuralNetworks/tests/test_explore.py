@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 from scipy.special import ndtr
 from sklearn.metrics import d2_log_loss_score, r2_score
 
-from discover import polish
+from discover import Search, polish
 from estimator import StructureDiscovery, StructureDiscoveryClassifier
 from explore import explore, predictors, score
 from main import Config
@@ -33,9 +34,10 @@ def predicted(arrays: dict[str, np.ndarray], X: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick_polish():
-    """Fewer iterations of L-BFGS, in which most of the time goes."""
+def quick():
+    """Fewer λ, and fewer iterations of L-BFGS, in which most of the time goes."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("estimator.Search", partial(Search, lams=(0.1, 0.01, 0.001)))
         for module in POLISHING:
             patch.setattr(f"{module}.polish", lambda *fit, **_: polish(*fit[:4], iterations=30))
         yield
@@ -66,7 +68,7 @@ def test_the_files_say_what_was_planted(finished):
     assert np.allclose(loading[results["columns"]], results["directions"][0])
     test = {name: s["explained"] for name, s in results["test"].items()}
     assert test["the network, these directions"] > 0.93 > 0.9 > test["least squares"]
-    assert len(test) == 5 and len(results["path"]) == 8 and [r["directions"] for r in results["ranks"]] == [0, 1, 2, 3]
+    assert len(test) == 5 and len(results["path"]) == 3 and [r["directions"] for r in results["ranks"]] == [0, 1, 2, 3]
 
 
 def test_the_weights_give_the_predictions(finished):
@@ -184,11 +186,11 @@ def test_a_target_needs_a_table():
     ("where", "call", "left"),
     [
         ("discover.descend", 5, dict(path=2, ranks=4, test=1, bootstrap_sines=0, repeats=0)),
-        ("estimator.polish", 1, dict(path=8, ranks=4, test=1, bootstrap_sines=0, repeats=0)),
-        ("explore.polish", 1, dict(path=8, ranks=4, test=1, bootstrap_sines=0, repeats=0)),
-        ("estimator.polish", 2, dict(path=8, ranks=4, test=5, bootstrap_sines=0, repeats=0)),
-        ("explore.polish", 4, dict(path=8, ranks=4, test=5, bootstrap_sines=2, repeats=0)),
-        ("discover.descend", 25, dict(path=8, ranks=4, test=5, bootstrap_sines=4, repeats=0)),
+        ("estimator.polish", 1, dict(path=3, ranks=4, test=1, bootstrap_sines=0, repeats=0)),
+        ("explore.polish", 1, dict(path=3, ranks=4, test=1, bootstrap_sines=0, repeats=0)),
+        ("estimator.polish", 2, dict(path=3, ranks=4, test=5, bootstrap_sines=0, repeats=0)),
+        ("explore.polish", 4, dict(path=3, ranks=4, test=5, bootstrap_sines=2, repeats=0)),
+        ("discover.descend", 15, dict(path=3, ranks=4, test=5, bootstrap_sines=4, repeats=0)),
     ],
     ids=["path", "refit", "rivals", "refit to all", "bootstrap", "another seed"],
 )
@@ -204,7 +206,7 @@ def test_ctrl_c_keeps_what_there_is(tmp_path, capsys, monkeypatch, undrawn, wher
 
     table().to_csv(tmp_path / "t.csv", index=False)
     monkeypatch.setattr(where, interrupted)
-    how = QUICK | dict(adam_steps=15, neurons=20, repeats=1)
+    how = QUICK | dict(adam_steps=40, neurons=20, repeats=1)
     assert explore(Config(data=str(tmp_path / "t.csv"), target="answer", out=tmp_path / "out", **how))
     assert capsys.readouterr().out.startswith("interrupted: what follows, and is saved, is what there was")
     assert name == "polish" or len(calls) == call  # what would take long is not begun any more
