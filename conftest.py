@@ -40,7 +40,7 @@ def _house(path: Path) -> Path | None:
 def _enter(house: Path | None) -> None:
     if house is None or _current == [house]:
         return
-    own = {name for name, module in sys.modules.items() if _folder(module) in HOUSES}
+    own = {name for name, x in sys.modules.items() if Path(getattr(x, "__file__", None) or "").parent in HOUSES}
     left = {name: sys.modules.pop(name) for name in own}
     folders = [entry for entry in sys.path if Path(entry) in HOUSES]
     _modules.update({old: (left, folders) for old in _current})
@@ -48,11 +48,6 @@ def _enter(house: Path | None) -> None:
     sys.modules.update(modules)
     sys.path[:] = path + [entry for entry in sys.path if entry not in folders]
     _current[:] = [house]
-
-
-def _folder(module: object) -> Path | None:
-    file = getattr(module, "__file__", None)
-    return Path(file).parent if file else None
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:

@@ -84,8 +84,9 @@ class Config:
     """folder for the figures, cut.txt, history.npz and results.json"""
 
     def __post_init__(self) -> None:
-        if self.algorithm != "default" and (self.seconds or self.descents or self.momentum not in (0, Config.momentum)):
-            raise ValueError("--algorithm 1 and 2 are pure: leave --seconds, --descents and --momentum out")
+        changed = self.momentum not in (0, Config.momentum) or self.growth not in (1, Config.growth)
+        if self.algorithm != "default" and (changed or self.seconds or self.descents):
+            raise ValueError("--algorithm 1 and 2 are pure: leave --seconds, --descents, --momentum and --growth out")
 
 
 def main(config: Config) -> bool:
@@ -93,7 +94,7 @@ def main(config: Config) -> bool:
     graph = random_graph(config.n, config.p, config.graph_seed) if config.graph is None else read_graph(config.graph)
     run.writable(config.out)
     checkpoint = run.Checkpoint(config.checkpoint, config, [torch.tensor(graph.n), graph.i, graph.j, graph.w])
-    if checkpoint.resumed("search") and not (config.seconds or config.descents):
+    if "search" in checkpoint.parts and not (config.seconds or config.descents):
         raise ValueError(f"--checkpoint {config.checkpoint} is in a search, which goes on with --seconds or --descents")
     large, cores = graph.m >= LARGE, torch.get_num_threads()
     torch.set_num_threads(cores if large else 1)
@@ -114,10 +115,9 @@ def main(config: Config) -> bool:
             ready = (known[0].done() if config.seconds else not large) and not known[0].exception()
             return optimum if optimum is not None else known[0].result()[0] if ready else float("inf")
 
-        how = generator, since, most, workers, checkpoint, lambda: 1 + 150 * descent.pace, first
+        how = since, most, workers, checkpoint, lambda: 1 + 150 * descent.pace, first
         found = search(graph, V, s, config, *how)  # which leaves a second for figures, 150 steps' for the certificate
-        descent.interrupted |= found.interrupted
-        descent.plant(s := torch.from_numpy(found.best_cut()).to(s))
+        s = descent.plant(found)
     result, descended = descent.result(s), time.perf_counter()
     interrupted, bound, proof, gw = result.interrupted, float(graph.w.clamp(min=0).sum()), "the weights' sum", None
     try:  # these may take longer than the cut, which is what counts

@@ -30,6 +30,7 @@ from utilities import Graph, cut_values, trim, weighted_sums
 
 if TYPE_CHECKING:
     from main import Config
+    from population import Search
 
 
 def disagreement(alpha: Tensor, beta: Tensor, r: Tensor) -> Tensor:
@@ -321,18 +322,14 @@ class Derandomization(Descent):
         steps, self.pace = config.steps, max(SECONDS_PER_STEP[0] * (graph.m + 2 * graph.n), SECONDS_PER_STEP[1])
         if config.seconds is not None:  # of which the first descent shall take a tenth
             steps = int(min(steps, max(200, config.seconds / 10 / self.pace)))
-        super().__init__({"V": self.V, "mu": self.mu}, self._pgd(generator), steps, generator)
+        second_order = self.objective if config.algorithm == "2" else None
+        options = dict(momentum=0.0 if self.pure else config.momentum, patience=config.patience, generator=generator)
+        options |= dict(objective=second_order, curvature=min(sqrt(config.rho), config.lam))  # the certificate's
+        pgd = PGD([self.V, self.mu], lr=config.lr, rho=config.rho, radius=config.radius, **options)
+        super().__init__({"V": self.V, "mu": self.mu}, pgd, steps, generator)
         if not self.pure:
             self.pgd.perturb()
             self.kicks = [0] * self.pgd.perturbations
-
-    def _pgd(self, generator: torch.Generator) -> PGD:
-        c = self.config
-        second_order = self.objective if c.algorithm == "2" else None
-        momentum = 0.0 if self.pure else c.momentum
-        options = dict(momentum=momentum, patience=c.patience, objective=second_order, generator=generator)
-        options |= dict(curvature=min(sqrt(c.rho), c.lam))  # what the certificate asks
-        return PGD([self.V, self.mu], lr=c.lr, rho=c.rho, radius=c.radius, **options)
 
     @property
     def remaining(self) -> float:
@@ -401,15 +398,18 @@ class Derandomization(Descent):
             return self.exact.round(self.V.double(), self.mu.double(), generator=self.generator)
 
     @torch.no_grad()
-    def plant(self, s: Tensor) -> None:
-        """Put V = 0, and μ where the cut s is as good as certain.
+    def plant(self, found: "Search") -> Tensor:
+        """Put V = 0, and μ where the search's best cut is as good as certain; returns its sides ±1, (n,).
 
         Every cut, however bad, is an SOSP there; of the search's cut the certificate shows no more.
         """
         with self.unbroken():
             trim()  # of what the search has left
+            self.interrupted |= found.interrupted
+            s = torch.from_numpy(found.best_cut()).to(self.exact.w)
             self.V.zero_()
-            self.mu.copy_(8 * self.problem.noise * s.to(self.mu))
+            self.mu.copy_(8 * self.problem.noise * s)
+            return s
 
     def result(self, s: Tensor | None = None) -> Result:
         """The cut s, else that of `round`, and the certificate of where the descent is.
@@ -442,5 +442,5 @@ def unperturbed(graph: Graph, V: Tensor, config: "Config", generator: torch.Gene
     saddle is of order 1/ε; after 5000 at most.
     """
     plain = dict(radius=0.0, algorithm="default", seconds=None, descents=None)
-    smaller = replace(config, lr=config.lr / 3, steps=min(config.steps, 5000), **plain)
+    smaller = replace(config, lr=max(config.lr / 3, 1e-30), steps=min(config.steps, 5000), **plain)
     return Derandomization(graph, V, smaller, generator).run().result()

@@ -272,19 +272,15 @@ def _recurrence(
     As many v_j as `REMEMBERED` allows are kept; later ones stay orthogonal to these, and locally by the recurrence.
     """
     n = len(start)
-    basis, kept = np.empty((max(1, min(64, REMEMBERED // n)), n)), 0
+    basis = np.empty((min(n, MOST_PRODUCTS, REMEMBERED // n), n))  # the system gives memory where it is written to
     v, before, beta = start / np.linalg.norm(start), np.zeros(n), 0.0
-    while True:
-        if (kept + 1) * n <= REMEMBERED:
-            if kept == len(basis):
-                basis = np.concatenate([basis, np.empty_like(basis)])
-            basis[kept] = v
-            kept += 1
+    for j in range(MOST_PRODUCTS):
+        basis[j : j + 1] = v  # nothing, once it is full
         rest = product(v)
         alpha, length = v @ rest, length_of(rest)
         rest -= alpha * v  # in place, as a vector may take a tenth of a gigabyte
         rest -= beta * before
-        rest -= basis[:kept].T @ (basis[:kept] @ rest)
+        rest -= basis[: j + 1].T @ (basis[: j + 1] @ rest)
         beta = max(length_of(rest), 1e-290)
         yield alpha, beta, length, v
         before, v = v, rest / beta

@@ -1,7 +1,5 @@
 """The cuts that a search keeps, united part by part, and the bandit that says how the next ones are made."""
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import torch
 
@@ -19,43 +17,33 @@ FADING = 2
 """What a way gained or spent at time t counts as (t / now) to this power."""
 
 
-@dataclass
 class Search:
-    """Cuts found so far, how the best one grew, and what each way gained. `search` makes one and runs it."""
+    """Cuts found so far, how the best one grew, and what each way gained; `search` runs one.
 
-    kernel: Kernel
-    s: list[np.ndarray]
-    """the cuts that are kept: (n,) of ±1 each, of the kernel"""
-    cuts: list[float]
-    """their values on the whole graph, in the weights' unit"""
-    descents: int = 0
-    seconds: list[float] = field(default_factory=list)
-    """when the best cut grew, since the run's start"""
-    best: list[float] = field(default_factory=list)
-    """to what"""
-    interrupted: bool = False
-    """whether Ctrl-C ended the search"""
-    gained: dict[str, float] = field(default_factory=lambda: dict.fromkeys(WAYS, 0.0))
-    """by way: what the best cut grew by, in mean weights; what is long ago counts less"""
-    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(WAYS, 0.0))
-    """by way: planned seconds, likewise"""
-    tried: list[str] = field(default_factory=list)
-    """ways that were begun at least once"""
-    total: float = 0.0
-    """planned seconds so far"""
-    grown: int = 0
-    """descents when the best cut last grew"""
+    Args:
+        kernel: the graph's.
+        s: (n,) sides ±1 of the whole graph, the cut to begin with.
+        elapsed: seconds since the run's start.
 
-    def __post_init__(self) -> None:
-        self.offset, self.unit = self.kernel.offset(), float(self.kernel.graph.w.abs().mean())
+    Attributes:
+        s: the cuts that are kept: (n,) of ±1 each, of the kernel.
+        cuts: their values on the whole graph, in the weights' unit.
+        seconds, best: when the best cut grew, since the run's start, and to what.
+        descents, grown: descents so far, and those when the best cut last grew.
+        gained, spent: by way, what the best cut grew by, in mean weights, and planned seconds; what is long ago counts
+            less.
+        tried: ways that were begun at least once.
+        total: planned seconds so far.
+        interrupted: whether Ctrl-C ended the search.
+    """
 
-    @classmethod
-    def of(cls, reduced: Kernel, s: np.ndarray, elapsed: float) -> "Search":
-        """The search that begins with the cut s (n,) of the whole graph."""
-        found = cls(reduced, [s[reduced.vertices]], [])
-        found.cuts = [value(reduced.graph, found.s[0]) + found.offset]
-        found.seconds, found.best = [elapsed], list(found.cuts)
-        return found
+    def __init__(self, kernel: Kernel, s: np.ndarray, elapsed: float) -> None:
+        self.kernel, self.offset, self.unit = kernel, kernel.offset(), float(kernel.graph.w.abs().mean())
+        self.s = [s[kernel.vertices]]
+        self.cuts = [value(kernel.graph, self.s[0]) + self.offset]
+        self.seconds, self.best, self.interrupted = [elapsed], list(self.cuts), False
+        self.descents, self.grown, self.total, self.tried = 0, 0, 0.0, []
+        self.gained, self.spent = dict.fromkeys(WAYS, 0.0), dict.fromkeys(WAYS, 0.0)
 
     def best_cut(self) -> np.ndarray:
         """(n,) sides ±1 of the whole graph."""

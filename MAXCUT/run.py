@@ -80,6 +80,7 @@ class Checkpoint:
 
     Attributes:
         elapsed: seconds that the run had taken before.
+        parts: states, in the file, by the part of the run.
 
     Raises:
         ValueError: the file is no checkpoint, or that of another run.
@@ -87,7 +88,7 @@ class Checkpoint:
     """
 
     def __init__(self, file: Path | None = None, config: object = None, data: Sequence[Tensor] = ()) -> None:
-        self.file, self.elapsed, self._parts, self._due = file, 0.0, {}, -float("inf")
+        self.file, self.elapsed, self.parts, self._due = file, 0.0, {}, -float("inf")
         if file is None:
             return
         free = "graph", "data", "seconds", "descents", "roundings", "gaussians", "toy", "checkpoint", "out"
@@ -98,7 +99,7 @@ class Checkpoint:
             content = io.BytesIO(file.read_bytes())
             try:
                 saved = torch.load(content, weights_only=True)  # runs no code, whatever is in the file
-                other, self._parts, self.elapsed = dict(saved["identity"]), saved["parts"], saved["elapsed"]
+                other, self.parts, self.elapsed = dict(saved["identity"]), saved["parts"], saved["elapsed"]
             except Exception:  # whatever unpickling stumbles on
                 raise ValueError(f"--checkpoint {file} is there and is no checkpoint of such a run") from None
             for name in self._identity | other:
@@ -107,19 +108,15 @@ class Checkpoint:
         self._start = time.perf_counter() - self.elapsed
         self._write()
 
-    def resumed(self, part: str) -> State | None:
-        """The state of that part of the run in the file; None if there is none."""
-        return self._parts.get(part)
-
     def resume(self, part: str, load: Callable[[State], None]) -> None:
         """Load the state of that part of the run in the file, if there is one.
 
         Raises:
             ValueError: it has another layout than this code's.
         """
-        if (state := self.resumed(part)) is not None:
+        if part in self.parts:
             try:
-                load(state)
+                load(self.parts[part])
             except (KeyError, TypeError, ValueError, RuntimeError):
                 raise ValueError(
                     f"--checkpoint {self.file} is of another version of this code; give another name"
@@ -129,7 +126,7 @@ class Checkpoint:
         """Keep the part's state if it is time to, or if the part has finished."""
         start = time.perf_counter()
         if self.file is not None and (finished or start >= self._due):
-            self._parts[part] = copy.deepcopy(state())  # written again with other parts, when the run has gone on
+            self.parts[part] = copy.deepcopy(state())  # written again with other parts, when the run has gone on
             try:
                 self._write()
             except OSError as error:  # the run is worth more than its checkpoint
@@ -137,7 +134,7 @@ class Checkpoint:
             self._due = time.perf_counter() + 20 * (time.perf_counter() - start)
 
     def _write(self) -> None:
-        saved = {"identity": self._identity, "parts": self._parts, "elapsed": time.perf_counter() - self._start}
+        saved = {"identity": self._identity, "parts": self.parts, "elapsed": time.perf_counter() - self._start}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         part = self.file.with_name(f".{self.file.name}.part")
         buffer = io.BytesIO()  # torch.save on a path says RuntimeError where the system says why not

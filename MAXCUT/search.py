@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from math import floor, inf
+from math import inf
 from threading import Event, Lock
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from kernel import kernel
 from optimizer import Derandomization
 from population import Search
-from run import Checkpoint, State, held
+from run import Checkpoint, held
 from utilities import Graph, trim
 from ways import GROWING, SHORTEST, TEAMS, WAYS, Ways
 
@@ -57,7 +57,6 @@ class Reheating:
         ways: to cuts of the kernel.
         found: the search.
         config: hyperparameters; `seconds` and `descents` end the search.
-        generator: of all randomness.
         left: tells the seconds that are left; none, once the search is to end.
         checkpoint: keeps the state of the search.
         first: see `search`; None once its cut is taken in.
@@ -68,30 +67,21 @@ class Reheating:
         ways: Ways,
         found: Search,
         config: "Config",
-        generator: torch.Generator,
         left: Callable[[], float],
         checkpoint: Checkpoint,
         first: Derandomization | None = None,
     ) -> None:
         trim()  # of what came before
-        self.first = first
-        if first:  # which draws from the other at the same time
-            generator = torch.Generator().manual_seed(generator.initial_seed() + 2)
-        self.ways, self.found, self.generator, self.checkpoint = ways, found, generator, checkpoint
-        self.left, self.descents, self.lock = left, config.descents or inf, Lock()
+        self.ways, self.found, self.checkpoint, self.first = ways, found, checkpoint, first
+        self.left, self.descents, self.seed, self.lock = left, config.descents or inf, config.seed, Lock()
         self.slowness = 1.0  # of the machine, beside what is planned
         self.menu = list(WAYS)
-        checkpoint.resume("search", self.load_state_dict)
+        checkpoint.resume("search", found.load_state_dict)
         self.begun = found.descents
 
-    def state_dict(self) -> State:
-        """The search between two descents; of those that other threads are in nothing is kept."""
-        return self.found.state_dict() | {"random": self.generator.get_state()}
-
-    def load_state_dict(self, state: State) -> None:
-        """Go on with the search whose `state_dict` this is."""
-        self.found.load_state_dict(state)
-        self.generator.set_state(state["random"])
+    def random(self) -> np.random.Generator:
+        """A source of its own for each batch, by the number of descents begun before it."""
+        return np.random.default_rng([self.seed, self.begun])
 
     def plan(self) -> Batch | None:
         """The next batch, such that it ends in time; None if there is no time, or were descents enough."""
@@ -104,14 +94,13 @@ class Reheating:
         room = self.descents - self.begun
         if not costs or room <= 0:
             return None
-        seed = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
-        rng, teams = np.random.default_rng(int(seed)), [way for way in TEAMS if way in costs]
+        rng, teams = self.random(), [way for way in TEAMS if way in costs]
         if teams and found.wants_fresh():
             way = teams[len(found.s) % len(teams)]
             parents, memory = [None], np.zeros((1, len(found.s[0])))
         else:
             way = found.choose(costs, rng)
-            parents, memory = found.parents(min(self.ways.batch(way), room), rng)
+            parents, memory = found.parents(min(self.ways.batch[way], room), rng)
         self.begun += len(parents)
         return Batch(way, parents, memory, costs[way], rng)
 
@@ -136,12 +125,12 @@ class Reheating:
             return self.left() - in_time
 
         with self.lock:
-            seed = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
-            best = self.found.s[int(np.argmax(self.found.cuts))]
-        cut = self.ways.by_the_clock(best, np.random.default_rng(int(seed)), left)
+            self.begun += 1
+            rng, best = self.random(), self.found.s[int(np.argmax(self.found.cuts))]
+        cut = self.ways.by_the_clock(best, rng, left)
         with self.lock:
             self.found.add(cut, None, progress())
-            self.checkpoint.keep("search", self.state_dict, finished=True)
+            self.checkpoint.keep("search", self.found.state_dict, finished=True)
 
     def run(self, workers: int, progress: Callable[[], float], stop: Event) -> None:
         """Search in so many threads until it is over; Ctrl-C, however often, only tells them to stop.
@@ -175,7 +164,7 @@ class Reheating:
         for worker in made:
             worker.result()
         if not self.found.interrupted:
-            self.checkpoint.keep("search", self.state_dict, finished=True)
+            self.checkpoint.keep("search", self.found.state_dict, finished=True)
 
     def take_first(self, progress: Callable[[], float]) -> None:
         """Run the first descent, and add its cut to the search."""
@@ -205,7 +194,7 @@ class Reheating:
             with self.lock:
                 self.take_in(batch, cuts, progress())
                 self.slowness += 0.2 * ((time.perf_counter() - start) / batch.seconds - self.slowness)
-                self.checkpoint.keep("search", self.state_dict)
+                self.checkpoint.keep("search", self.found.state_dict)
 
     def take_in(self, batch: Batch, cuts: np.ndarray, elapsed: float) -> None:
         """Add the batch's cuts to the search."""
@@ -216,14 +205,11 @@ class Reheating:
 
 
 def reached(cut: float, bound: float, size: float, whole: bool) -> bool:
-    """Whether the cut is as large as the bound lets it be, but for rounding errors, which are at most 10⁻¹² of `size`.
+    """Whether the cut is as large as the bound lets it be, but for rounding errors: at most 10⁻¹² of size, Σ|w|.
 
-    Args:
-        cut, bound, size: of the cut, what none is above, and of all weights' absolute values the sum.
-        whole: whether all weights are.
+    whole: whether all weights are whole numbers, and so all cuts.
     """
-    near = cut >= bound - 1e-12 * size
-    return near or (whole and bound < inf and cut >= floor(bound + 1e-9 * abs(bound)))
+    return cut >= bound - 1e-12 * size or (whole and cut + 1 > bound + 1e-9 * abs(bound))
 
 
 def search(
@@ -231,7 +217,6 @@ def search(
     V: Tensor,
     s: Tensor,
     config: "Config",
-    generator: torch.Generator,
     since: float,
     bound: Callable[[], float] = lambda: inf,
     workers: int = 1,
@@ -244,8 +229,7 @@ def search(
     Args:
         graph, V: the graph, and (n, k) unit vectors, the SDP's.
         s: (n,) sides ±1, the cut to begin with.
-        config: hyperparameters; `seconds` is when to stop, `descents` after how many.
-        generator: of all randomness.
+        config: hyperparameters; `seconds` is when to stop, `descents` after how many; `seed` of all randomness.
         since: `time.perf_counter()` at the start of the run.
         bound: tells what no cut is above, inf while nobody knows; a cut that reaches it (`reached`) ends the search.
         workers: threads side by side; with one, and without `seconds`, nothing depends on the machine.
@@ -271,9 +255,9 @@ def search(
 
     with held() as pressed:
         reduced = kernel(graph)
-        found = Search.of(reduced, s.cpu().numpy(), time.perf_counter() - since)
+        found = Search(reduced, s.cpu().numpy(), time.perf_counter() - since)
         ways = Ways(reduced.graph, V[torch.from_numpy(reduced.vertices).to(V.device)], config.epsilon, config.rank)
-        reheating, threads = Reheating(ways, found, config, generator, left, checkpoint, first), torch.get_num_threads()
+        reheating, threads = Reheating(ways, found, config, left, checkpoint, first), torch.get_num_threads()
     found.interrupted = bool(pressed)
     torch.set_num_threads(1)  # the workers are the parallelism; threads within a step would wait for each other
     with tqdm(desc="search", total=config.seconds, unit="s", disable=None, leave=False) as bar:

@@ -290,9 +290,7 @@ def read_edge_list(file: TextIO) -> Graph:
             edges.append((index.setdefault(u, len(index)), index.setdefault(v, len(index)), float(weight)))
         except ValueError:
             raise ValueError(f"line {number} is {line.strip()[:60]!r}, not 'u v' or 'u v weight'") from None
-    if not edges:
-        raise ValueError("the graph has no edges: there is nothing to cut")
-    i, j, w = np.array(edges).T
+    i, j, w = np.array(edges).reshape(-1, 3).T
     return make_graph(len(index), i, j, w, tuple(index))
 
 
@@ -306,16 +304,9 @@ READERS = {
 
 
 def cut_values(graph: Graph, s: Tensor) -> Tensor:
-    """Cut value ½ Σ_{i<j} w_ij (1 − s_i s_j) of sides s = ±1, in the weights' unit.
+    """Values ½ Σ_{i<j} w_ij (1 − s_i s_j), in the weights' unit, of cuts s = ±1 (n, …), one a column: (…) float64.
 
-    For s in [−1, 1] it is the expected cut when the sides are drawn independently with means s.
-
-    Args:
-        graph: the graph.
-        s: (n, …) sides, one cut a column.
-
-    Returns:
-        (…) float64.
+    For s in [−1, 1] they are the expected cuts when the sides are drawn independently with means s.
     """
     columns = s.to(graph.w).reshape(graph.n, -1)
     cuts = graph.w.sum() / 2 - (columns * (graph.matrix @ columns)).sum(0) / 4

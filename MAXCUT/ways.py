@@ -1,7 +1,8 @@
 """Ways from remembered sides of the vertices to a cut, each a descent that takes randomness out again.
 
 - "vectors": back to the SDP's vectors in a random rotation, which is all of Goemans–Williamson's randomness, while
-  μ_i = √d_i (c m_i + κ ζ_i), ζ ~ N(0, I), remembers the sides m as well as c and κ let it; then PGD on f, λ growing.
+  μ_i = √d_i (c m_i + κ ζ_i), ζ ~ N(0, I), remembers the sides m as well as c and κ let it; then down f with a heavy
+  ball, λ growing (κ ζ is PGD's kick).
 - "bifurcation": independent noise alone, V = 0. E[cut] is then multilinear in the means, and descended on with inertia.
 - "annealing": thermal noise, by dwave-samplers; it also polishes what the other two end with. Of a "population" of
   cuts the better ones multiply while all are cooled. For "clusters" several cuts are annealed, and then the graph of
@@ -20,7 +21,6 @@ from torch import Tensor
 
 from kernel import contract, kernel, unite, value
 from optimizer import Rounding
-from pgd import PGD
 from sdp import principal
 from utilities import Graph, weighted_sums
 
@@ -151,17 +151,12 @@ def bifurcate(
 
 
 def descend(problem: Rounding, V: Tensor, mu: Tensor, steps: int, left: Left) -> tuple[Tensor, Tensor] | None:
-    """V and μ after so many steps of PGD in which λ grows by `GROWTH`; None if it was late."""
-    lam = LAM
-
-    def closure() -> Tensor:
-        V.grad, mu.grad = problem.gradient(V, mu, lam)
-        return mu
-
-    pgd = PGD([V, mu], lr=LR, rho=0, radius=0, momentum=MOMENTUM)
+    """V and μ, in place, after so many steps with a heavy ball in which λ grows by `GROWTH`; None if it was late."""
+    velocities = torch.zeros_like(V), torch.zeros_like(mu)
     for step in range(steps):
         lam = LAM * GROWTH ** (min(1, step / (0.9 * steps)) - 1)
-        pgd.step(closure)
+        for x, v, slope in zip((V, mu), velocities, problem.gradient(V, mu, lam), strict=True):
+            x += v.mul_(MOMENTUM).sub_(slope, alpha=LR)
         if left() <= 0:
             return None
     return V, mu
@@ -183,21 +178,10 @@ class Ways:
         self.V = principal(V, rank).float()
         W = graph.matrix
         self.W = W.crow_indices(), W.col_indices(), (W.values() / self.annealing.rms).float()
-
-    def batch(self, way: str) -> int:
-        """Cuts that are made at once."""
-        if way == "vectors":
-            return self.copies
-        if way in TEAMS:
-            return 1
-        if way == "bifurcation":
-            return min(max(1, BATCH_SIDES // self.graph.n), 16)
-        return min(max(1, BATCH_SWEEPS // (self.graph.n * WAYS[way])), 8)
-
-    @property
-    def sweep(self) -> float:
-        """The seconds of a sweep of one cut, about; sides in a cache are fetched faster."""
-        return 1e-8 * self.graph.n * (1 + self.graph.n / 200_000)
+        self.batch = dict.fromkeys(TEAMS, 1) | {"vectors": self.copies}  # cuts that are made at once
+        self.batch["bifurcation"] = min(max(1, BATCH_SIDES // graph.n), 16)
+        self.batch["annealing"] = min(max(1, BATCH_SWEEPS // (graph.n * WAYS["annealing"])), 8)
+        self.sweep = 1e-8 * graph.n * (1 + graph.n / 200_000)  # a cut's, in seconds; sides in a cache are faster
 
     def seconds(self, way: str) -> float:
         """What a batch takes, about, on one core: the same for every run, as decisions depend on it."""
@@ -208,7 +192,7 @@ class Ways:
             work = 5e-10 * (2 * m + 8 * n) * WAYS[way] + sweep * POLISH
         else:
             work = copies * (sweep * WAYS[way] + rounds * (1e-3 + 2e-7 * (n + m)))
-        return self._planned(work, self.batch(way), stages)
+        return self._planned(work, self.batch[way], stages)
 
     def _planned(self, work: float, batch: int = 1, stages: int = 1) -> float:
         """The seconds of a batch in which a cut takes `work`, and edges are read in every stage."""

@@ -139,11 +139,11 @@ def cuts_of_goemans_williamson(
 def cuts_of_search(graph: Graph, seconds: float, seed: int, cores: int = 2, random_vectors: bool = False) -> Curve:
     """Ours, the search of main.py's --seconds alone; or from random unit vectors in place of the SDP's."""
     since, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
-    V, config = solve_sdp(graph, generator=generator), Config(seconds=seconds)
+    V, config = solve_sdp(graph, generator=generator), Config(seconds=seconds, seed=seed)
     if random_vectors:
         V = normalize(torch.randn(V.shape, generator=generator))
     descent = Derandomization(graph, V, config, generator)
-    found = search(graph, V, descent.round(), config, generator, since, workers=cores, first=descent)
+    found = search(graph, V, descent.round(), config, since, workers=cores, first=descent)
     if descent.interrupted or found.interrupted:
         raise KeyboardInterrupt
     return [(t, cut) for t, cut in zip(found.seconds, found.best, strict=True) if t <= max(seconds, found.seconds[0])]

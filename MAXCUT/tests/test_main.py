@@ -172,7 +172,12 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path):
         ("--rho", "1e400"),
         ("--graph", sys.executable),
     ]
-    + [("--algorithm", "1", "--seconds", "3"), ("--momentum", "0.5", "--algorithm", "2"), ("--n", "99999999")],
+    + [
+        ("--algorithm", "1", "--seconds", "3"),
+        ("--momentum", "0.5", "--algorithm", "2"),
+        ("--growth", "3", "--algorithm", "1"),
+        ("--n", "99999999"),
+    ],
 )
 def test_bad_input_ends_with_status_2_and_says_which(tmp_path, capsys, flags, at_the_prompt):
     assert at_the_prompt(*flags, "--out", tmp_path / "figures") == 2
@@ -302,6 +307,10 @@ class Later:
 
     def result(self, timeout: float | None = None) -> object:
         return self.made()
+
+
+def test_the_least_step_size_is_also_that_of_the_run_without_perturbation(tmp_path, undrawn):
+    assert not main(Config(lr=1e-30, steps=3, out=tmp_path))
 
 
 def test_without_a_radius_there_is_no_perturbation(tmp_path, undrawn):

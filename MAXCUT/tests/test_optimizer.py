@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import networkx as nx
 import numpy as np
@@ -290,7 +291,7 @@ def test_a_cut_is_planted_without_randomness_however_early_the_descent_was_inter
     ctrl_c(Derandomization, steps)
     descent = Derandomization(graph, V, Config(), g).run()
     assert descent.interrupted and descent.t == steps
-    descent.plant(s)
+    assert torch.equal(descent.plant(SimpleNamespace(best_cut=s.numpy, interrupted=False)), s) and descent.interrupted
     result = descent.result(s)
     assert result.certificate.is_sosp and result.sigma == 0 and result.certificate.w_norm_bound == 0
     assert result.objective == pytest.approx(-result.cut / float(graph.w.abs().sum()))

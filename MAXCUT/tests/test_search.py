@@ -28,16 +28,14 @@ def cut_of(graph, s) -> float:
 
 
 def started(graph) -> Search:
-    return Search.of(kernel(graph), np.ones(graph.n), 0.0)
+    return Search(kernel(graph), np.ones(graph.n), 0.0)
 
 
 def searched(graph, file=None, descents=60, seed=0, **options) -> Search:
     V = solve_sdp(graph, generator=torch.Generator().manual_seed(0))
-    config, generator = Config(descents=descents), torch.Generator().manual_seed(seed)
+    config = Config(descents=descents, seed=seed)
     checkpoint = Checkpoint(file, config, [graph.w])
-    return search(
-        graph, V, torch.ones(graph.n), config, generator, time.perf_counter(), checkpoint=checkpoint, **options
-    )
+    return search(graph, V, torch.ones(graph.n), config, time.perf_counter(), checkpoint=checkpoint, **options)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -61,7 +59,7 @@ def test_united_cuts_take_the_better_part_of_each():
 def test_what_is_kept_takes_the_better_part_of_each_cut():
     graph = from_networkx(nx.disjoint_union(nx.complete_graph(6), nx.complete_graph(7)))
     balanced = np.resize([1.0, -1.0], 13)
-    found = Search.of(kernel(graph), np.where(np.arange(13) < 6, balanced, 1), 0.0)
+    found = Search(kernel(graph), np.where(np.arange(13) < 6, balanced, 1), 0.0)
     found.add(np.where(np.arange(13) < 6, 1, balanced)[found.kernel.vertices], 0, 1.0)
     assert found.best[0] == 9 and found.best[-1] == 21 == cut_of(graph, found.best_cut())
 
@@ -112,13 +110,13 @@ def test_the_bandits_sums_fade_as_the_square_of_time():
 @pytest.mark.parametrize("stalled", [False, True])
 def test_nothing_is_begun_that_takes_longer_than_is_left(stalled):
     graph, V = random_graph(300, 0.1, 1), torch.eye(300)
-    ways, found = Ways(graph, V, 0.03, 8), Search.of(kernel(graph), np.ones(300), 0.0)
+    ways, found = Ways(graph, V, 0.03, 8), Search(kernel(graph), np.ones(300), 0.0)
     found.descents = 10_000 if stalled else 0  # as if the last of them had gained long ago
     costs = {way: ways.seconds(way) for way in WAYS}
     shortened = set()
     for left in np.geomspace(0.3 * costs["clusters"], 2 * costs["population"], 60):
         found.tried = []
-        reheating = Reheating(ways, found, Config(), torch.Generator(), lambda left=left: left, Checkpoint())
+        reheating = Reheating(ways, found, Config(), lambda left=left: left, Checkpoint())
         for reheating.slowness in (1.0, 2.0):
             batch, now = reheating.plan(), 0.9 * left / reheating.slowness
             assert (batch is None) == (now <= min(costs.values())) and (batch is None or batch.seconds <= now)
@@ -131,12 +129,12 @@ def test_nothing_is_begun_that_takes_longer_than_is_left(stalled):
 @pytest.mark.parametrize("way", WAYS)
 def test_the_longer_the_search_the_more_of_its_time_a_team_takes_but_no_more_than_is_left(way):
     graph, V = random_graph(300, 0.1, 1), torch.eye(300)
-    ways, found = Ways(graph, V, 0.03, 8), Search.of(kernel(graph), np.ones(300), 0.0)
+    ways, found = Ways(graph, V, 0.03, 8), Search(kernel(graph), np.ones(300), 0.0)
     found.choose = lambda costs, rng: way
     first = ways.seconds(way)
     most = {"population": 2**22 / (32 * 300), "clusters": 2**22 / (16 * 300)}.get(way, 1) * first
     for found.total, left, team in ((0.0, 1e4, first), (1e2, 1e4, 30.0), (1e2, 10.0, 9.0), (1e6, 1e6, most)):
-        reheating = Reheating(ways, found, Config(), torch.Generator(), lambda left=left: left, Checkpoint())
+        reheating = Reheating(ways, found, Config(), lambda left=left: left, Checkpoint())
         assert reheating.plan().seconds == pytest.approx(team if way in TEAMS else first)
 
 
@@ -186,8 +184,8 @@ def test_it_ends_when_it_is_over_at_an_sosp_no_worse_than_the_first_descents(lim
     bound = upper_bound(graph, V)[0]
     descent = Derandomization(graph, V, config, generator).run()
     s = descent.round()
-    found = search(graph, V, s, config, generator, since, lambda: bound)
-    descent.plant(torch.from_numpy(found.best_cut()))
+    found = search(graph, V, s, config, since, lambda: bound)
+    assert (descent.plant(found).numpy() == found.best_cut()).all()
     result = descent.result(torch.from_numpy(found.best_cut()))
     assert result.cut == max(found.cuts) >= found.best[0] == cut_of(graph, s) and result.cut <= bound
     assert result.certificate.is_sosp and result.sigma < 1e-3
@@ -199,7 +197,7 @@ def test_where_nothing_is_left_to_do_nothing_is_done():
     graph, generator = random_graph(60, 0.2, 0), torch.Generator().manual_seed(0)
     V = solve_sdp(graph, generator=generator)
     s = torch.where(torch.arange(60) % 2 == 0, 1.0, -1.0).double()
-    found = search(graph, V, s, Config(seconds=60), generator, time.perf_counter(), lambda: 1.0)
+    found = search(graph, V, s, Config(seconds=60), time.perf_counter(), lambda: 1.0)
     assert found.descents == 0 and len(found.s) == 1 and not found.interrupted
 
 
@@ -242,8 +240,7 @@ def test_a_search_ends_in_time_gives_up_what_is_late_and_learns_how_slow_the_mac
     monkeypatch.setattr(Ways, "trial", lambda ways: (False, 1.0))
     monkeypatch.setattr(Ways, "__call__", descend)
     monkeypatch.setattr(Reheating, "take_in", lambda self, *batch: seen.append(self) or take_in(self, *batch))
-    generator = torch.Generator().manual_seed(0)
-    found = search(graph, torch.eye(60), torch.ones(60), Config(seconds=1.5), generator, 0.0, reserve=lambda: 0.5)
+    found = search(graph, torch.eye(60), torch.ones(60), Config(seconds=1.5), 0.0, reserve=lambda: 0.5)
     assert clock.now == pytest.approx(1.0, abs=0.02) and len(planned) == 8 and len(seen) == 7 <= found.descents
     assert seen[0].slowness == pytest.approx(1 + (slow - 1) * (1 - 0.8**7))
 
@@ -279,9 +276,9 @@ def test_without_time_for_every_way_a_random_graph_is_annealed_and_a_torus_has_i
     signs = np.random.default_rng(0).choice([-1.0, 1.0], torus.m)
     torus = make_graph(torus.n, torus.i.numpy(), torus.j.numpy(), signs)
     for graph, ended in ((random_graph(500, 0.02, 0), 2), (torus, None)):
-        V, generator = solve_sdp(graph, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(0)
+        V = solve_sdp(graph, generator=torch.Generator().manual_seed(0))
         s, start = torch.ones(graph.n), time.perf_counter()
-        found = search(graph, V, s, Config(seconds=0.3), generator, start, workers=2)
+        found = search(graph, V, s, Config(seconds=0.3), start, workers=2)
         assert found.best[-1] > found.best[0] if ended else "clusters" in made and "population" not in made
         assert (found.descents == ended and made == []) or not ended
 
@@ -310,10 +307,10 @@ def test_while_the_first_descent_runs_the_others_search_and_end_with_it_where_it
     monkeypatch.setattr(Ways, "__call__", lambda ways, way, memory, *rest: others.set() or np.sign(memory + 0.5))
     monkeypatch.setattr(Ways, "seconds", lambda ways, way: 1e-3)
     V, s = torch.eye(graph.n), torch.cat([torch.ones(30), -torch.ones(30)])
-    start, generator = time.perf_counter(), torch.Generator().manual_seed(0)
+    start = time.perf_counter()
     config, first = Config(seconds=60 if how else 1), First(others, s, **how)
     with pytest.raises(FloatingPointError) if "error" in how else nullcontext():
-        found = search(graph, V, torch.ones(60), config, generator, start, workers=2, first=first)
+        found = search(graph, V, torch.ones(60), config, start, workers=2, first=first)
         assert found.best == [0.0, cut_of(graph, s)] and found.interrupted == first.interrupted
         assert (found.best_cut() == s.numpy()).all() or (found.best_cut() == -s.numpy()).all()
     assert time.perf_counter() - start < 30 and others.is_set()
@@ -331,14 +328,14 @@ def test_while_the_first_descent_takes_longer_than_planned_the_others_go_on(monk
 
     monkeypatch.setattr(Ways, "__call__", slow)
     monkeypatch.setattr(Ways, "seconds", lambda ways, way: 1e-3)
-    first, start, generator = First(others, torch.ones(60)), time.perf_counter(), torch.Generator().manual_seed(0)
-    found = search(graph, torch.eye(60), torch.ones(60), Config(seconds=0.1), generator, start, workers=2, first=first)
+    first, start = First(others, torch.ones(60)), time.perf_counter()
+    found = search(graph, torch.eye(60), torch.ones(60), Config(seconds=0.1), start, workers=2, first=first)
     assert found.descents == len(made) >= 40
 
 
 def test_a_number_of_descents_ends_the_search_on_a_graph_too_large_for_every_way(made):
     graph = random_graph(500, 0.02, 0)
-    V, generator = solve_sdp(graph, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(0)
+    V = solve_sdp(graph, generator=torch.Generator().manual_seed(0))
     config = Config(seconds=5, descents=1)
-    found = search(graph, V, torch.ones(graph.n), config, generator, time.perf_counter())
+    found = search(graph, V, torch.ones(graph.n), config, time.perf_counter())
     assert made and found.descents >= 1

@@ -38,7 +38,7 @@ def parts(graph):
 def test_each_way_reaches_the_exact_optimum_of_a_small_graph(way):
     graph = gaussian(18, 0.5, 2)
     optimum, made = exact_maxcut(graph)[0], ways_on(graph)
-    batch, best = made.batch(way), 0.0
+    batch, best = made.batch[way], 0.0
     for seed in range(10):
         memory = np.random.default_rng(seed).choice([-1.0, 1.0], size=(batch, 18))
         cuts = made(way, memory if seed % 2 else 0 * memory, made.seconds(way), np.random.default_rng(seed), endless)
@@ -71,7 +71,7 @@ def test_walls_absorb_and_what_is_over_stops():
     assert bifurcate(parts(graph), x, y, 5, 0.0, 0.5, False, lambda: 0.0) is None
     made = ways_on(graph)
     for way in ("vectors", "bifurcation"):
-        memory = np.ones((made.batch(way), 30))
+        memory = np.ones((made.batch[way], 30))
         assert made(way, memory, 1.0, np.random.default_rng(0), lambda: 0.0) is None
 
 
