@@ -70,7 +70,11 @@ def compare(problem: Problem, M: Tensor, count: int, seed: int) -> Comparison:
     low, high = np.array([extremes(problem, next(source)) for _ in range(count)]).T
     exact = interpolation(problem) if isinstance(problem, Vectors) else None
     reach = np.array([extremes(problem, matrix) for matrix in matrices.values()]) - 1
-    edges, counts = histogram(problem, matrices, reach.min(), reach.max())
+    edges = np.linspace(reach.min(), reach.max(), int(min(100, max(20, problem.N**0.5))) + 1)
+    counts = {
+        name: sum(np.histogram((q - 1).cpu().numpy(), edges)[0] for q in distortions(problem, matrix))
+        for name, matrix in matrices.items()
+    }
     return Comparison(
         worst=dict(zip(matrices, np.abs(reach).max(1).tolist(), strict=True)),
         gaussian=np.maximum(1 - low, high - 1),
@@ -127,15 +131,3 @@ def interpolation(vectors: Vectors) -> Tensor | None:
         return None
     solution, _, rank, _ = torch.linalg.lstsq(X, X.new_ones(len(X), 1), driver="gelsy")
     return solution.T.to(vectors.X) if rank == len(X) else None
-
-
-def histogram(
-    problem: Problem, matrices: dict[str, Tensor], least: float, most: float
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Edges of 20 to 100 bins between these, and how many distortions ‖M x‖² − 1 of each matrix lie in each."""
-    edges = np.linspace(least, most, int(min(100, max(20, problem.N**0.5))) + 1)
-    counts = {name: np.zeros(len(edges) - 1) for name in matrices}
-    for name, M in matrices.items():
-        for q in distortions(problem, M):
-            counts[name] += np.histogram((q - 1).cpu().numpy(), edges)[0]
-    return edges, counts

@@ -29,7 +29,7 @@ from scipy.linalg import eigh, qr
 from torch import Tensor
 
 from model import Problem, bound, bound_gradient, distortion, row_space, strongest
-from pgd import Certificate, lanczos, lipschitz
+from pgd import Certificate, certify, lanczos
 
 GROWTH = 2.0
 """factor of τ from one minimum that is followed to the next"""
@@ -387,22 +387,10 @@ def certificate(problem: Problem, M: Tensor, tau: float, lam: float, rho: float,
     least = -2 * tanh(tau * worst) if cheap else _proven(U, at, tau, G, threshold)
     of_q = (at.p[0] - at.p[1]).sum() * k + 2 * tau * (at.p.sum(0) @ at.Z.square().sum(1))
     curvature = 2 * (lam + ridge) + 2 / (k * problem.d) * float(of_q)
-    leaves = [M.clone().requires_grad_(), s.clone().requires_grad_()]
-    K = lipschitz(lambda: bound(few, *leaves, tau) + lam * leaves[1].square(), leaves, min(1e-3, 0.1 / tau))
-    smallest = min(least, curvature)
-    slack = 2 * lam - max(sqrt(K * rho), -smallest)
-    return Certificate(
-        gradient_norm=norm,
-        gradient_error=0.0,
-        lambda_min=smallest,
-        w_norm=0.0,
-        w_norm_bound=0.0 if 2 * lam + least > 0 else None,
-        lemma_bound=rho / slack if slack > 0 else None,
-        K_estimate=K,
-        rho=rho,
-        lam=lam,
-        is_sosp=norm <= rho and smallest >= -threshold,
-    )
+    known, radius = (norm, min(least, curvature), least), min(1e-3, 0.1 / tau)
+    for x in (M, s):
+        x.requires_grad_()
+    return certify(lambda: bound(few, M, s, tau) + lam * s.square(), [M, s], s, M, lam, rho, radius=radius, known=known)
 
 
 def _proven(U: Tensor, at: At, tau: float, G: Tensor, threshold: float) -> float:

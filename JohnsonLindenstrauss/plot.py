@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from main import Config
 
 
+@rc_context(STYLE)
 def figures(result: Result, compared: Comparison, config: "Config") -> dict[str, Figure]:
     """All figures by file name."""
     best_of = config.draws if config.objective == "sampled" else None
@@ -29,7 +30,6 @@ def _digits(worst: float) -> str:
     return f"{worst:.2g}" if worst >= 1e-14 else "below 1e-14"
 
 
-@rc_context(STYLE)
 def distortion(history: dict[str, np.ndarray], final: float, compared: Comparison, best_of: int | None) -> Figure:
     """Figure 6: worst distortion against iterations, of the mean M and of one draw of A, beside Gaussian matrices.
 
@@ -58,7 +58,6 @@ def distortion(history: dict[str, np.ndarray], final: float, compared: Compariso
     return figure
 
 
-@rc_context(STYLE)
 def variance(history: dict[str, np.ndarray]) -> Figure:
     """Figure 7: σ² against iterations: the randomness that is left in the projection."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
@@ -71,7 +70,6 @@ def variance(history: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
 def distortions(compared: Comparison, noun: str) -> Figure:
     """Histogram of all distortions ‖A x‖² − 1, of several projections to the same dimension; noun: of what."""
     figure = Figure(figsize=(6.4, 5), layout="constrained")

@@ -75,6 +75,7 @@ class DerandomizedProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         result = Derandomization(problem, config, torch.Generator().manual_seed(seed)).run().result()
         self.components_ = result.M.numpy()
+        self._n_features_out = len(self.components_)
         self.distortion_, self.sigma_, self.n_iter_ = result.distortion, result.sigma, result.steps
         self.certificate_ = result.certificate
         if result.interrupted:
@@ -85,7 +86,3 @@ class DerandomizedProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         """X Mᵀ: (n, k)."""
         check_is_fitted(self)
         return validate_data(self, X, dtype=np.float64, reset=False) @ self.components_.T
-
-    @property
-    def _n_features_out(self) -> int:
-        return len(self.components_)

@@ -35,7 +35,7 @@ from model import (
 )
 from newton import CERTIFIABLE, DENSE, Newton, certificate, threads
 from pgd import PGD, Certificate, certify
-from run import Descent, State
+from run import Descent, State, perturbed
 
 if TYPE_CHECKING:
     from main import Config
@@ -172,17 +172,7 @@ class Derandomization(Descent):
         self.G = self.ridge * self.basis @ self.basis.T  # and ridge ‖M‖² = tr M G Mᵀ in the coordinates that M moves in
         M = self.small.X.new_zeros(config.k, self.small.X.shape[1])
         t = M.new_tensor(sqrt(problem.d))  # σ = 1/√k
-        pgd = PGD(
-            [M, t],
-            lr=config.lr,
-            rho=config.rho,
-            radius=config.radius,
-            momentum=0 if self.pure else config.momentum,
-            patience=config.patience,
-            objective=(lambda: self.of(M, t)) if config.algorithm == "2" else None,
-            curvature=min(sqrt(config.rho), config.lam),  # what the certificate asks
-            generator=generator,
-        )
+        pgd = perturbed([M, t], config, lambda: self.of(M, t), generator)
         super().__init__({"M": M, "t": t}, pgd, config.steps, generator)
         self.monotone = None if self.pure or config.objective == "sampled" else Monotone(pgd, self.evaluate)
         if self.pure:
@@ -328,15 +318,8 @@ class Derandomization(Descent):
         if self.newton is None:
             Z = torch.randn(M.shape, generator=self.generator, dtype=M.dtype, device=M.device) / self.lengths
             drawn = distortion(self.small if self.problem.N <= WHOLE else self.few, M + sigma * Z)
-        return dict(
-            step=self.t,
-            distortion=worst,
-            drawn_distortion=drawn,
-            sigma=sigma,
-            gradient_norm=self.pgd.gradient_norm,
-            objective=self.value,
-            tau=self.tau,
-        )
+        found = dict(step=self.t, distortion=worst, drawn_distortion=drawn, sigma=sigma)
+        return found | dict(gradient_norm=self.pgd.gradient_norm, objective=self.value, tau=self.tau)
 
     def snapshot(self) -> None:
         """Append a row to the history, and remember the best M so far."""

@@ -23,8 +23,8 @@ from scipy.special import owens_t
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from pgd import PGD, Certificate, certify
-from run import Descent
+from pgd import Certificate, certify
+from run import Descent, perturbed
 from sdp import principal
 from utilities import Graph, cut_values, trim, weighted_sums
 
@@ -322,10 +322,7 @@ class Derandomization(Descent):
         steps, self.pace = config.steps, max(SECONDS_PER_STEP[0] * (graph.m + 2 * graph.n), SECONDS_PER_STEP[1])
         if config.seconds is not None:  # of which the first descent shall take a tenth
             steps = int(min(steps, max(200, config.seconds / 10 / self.pace)))
-        second_order = self.objective if config.algorithm == "2" else None
-        options = dict(momentum=0.0 if self.pure else config.momentum, patience=config.patience, generator=generator)
-        options |= dict(objective=second_order, curvature=min(sqrt(config.rho), config.lam))  # the certificate's
-        pgd = PGD([self.V, self.mu], lr=config.lr, rho=config.rho, radius=config.radius, **options)
+        pgd = perturbed([self.V, self.mu], config, self.objective, generator)
         super().__init__({"V": self.V, "mu": self.mu}, pgd, steps, generator)
         if not self.pure:
             self.pgd.perturb()

@@ -25,6 +25,7 @@ DRAWN = 200
 """Graphs of up to so many vertices are drawn, and run a second time without perturbations for the figure `saddle`."""
 
 
+@rc_context(STYLE)
 def figures(
     graph: Graph, result: Result, still: Result | None, found: Search | None, results: dict, gw: np.ndarray
 ) -> dict[str, Figure]:
@@ -66,7 +67,6 @@ def summary(config: "Config", results: dict, result: Result, found: Search | Non
     print_summary(lines | {"certificate": certificate, "seconds": seconds, "files": str(config.out.resolve())})
 
 
-@rc_context(STYLE)
 def cut(history: dict[str, np.ndarray], gw: np.ndarray, ceiling: float, ceiling_name: str) -> Figure:
     """Figure 4: cut against iterations, beside Goemans–Williamson and the optimum or its upper bound.
 
@@ -88,7 +88,6 @@ def cut(history: dict[str, np.ndarray], gw: np.ndarray, ceiling: float, ceiling_
     return figure
 
 
-@rc_context(STYLE)
 def sigma(history: dict[str, np.ndarray]) -> Figure:
     """Figure 5: σ, the largest ‖v_i‖, against iterations: the randomness that is left in the rounding."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
@@ -100,7 +99,6 @@ def sigma(history: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
 def saddle(run: Result, still: Result | None = None) -> Figure:
     """Objective and gradient norm, where the perturbations struck, and what becomes of a run without any.
 
@@ -125,7 +123,6 @@ def saddle(run: Result, still: Result | None = None) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
 def draw(graph: Graph, s: np.ndarray, value: float) -> Figure:
     """The graph, its two sides left and right, the cut edges drawn between them; for up to about 200 vertices."""
     figure = Figure(figsize=(6.4, 5), layout="constrained")
@@ -156,7 +153,6 @@ def draw(graph: Graph, s: np.ndarray, value: float) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
 def search(found: Search, end: float, gw: float, ceiling: float, ceiling_name: str) -> Figure:
     """Best cut against time up to `end`, for runs with `--seconds`; gw: the best of Goemans–Williamson's roundings."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")

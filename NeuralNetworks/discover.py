@@ -21,6 +21,7 @@ from math import cos, pi, sqrt
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import subspace_angles
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, gelu
 
@@ -301,9 +302,6 @@ def choose(ranks: Sequence[Stage]) -> Stage:
 
 def sine(V: NDArray, U: NDArray) -> float:
     """Sine of the largest principal angle between the spans of the rows; 1 where one has more dimensions."""
-    if len(V) != len(U):
-        return 1.0
-    if not len(V):
-        return 0.0
-    p, q = (np.linalg.qr(x.T)[0] for x in (V, U))
-    return float(np.linalg.norm(p - q @ (q.T @ p), 2))  # 1 − cos² would lose half of the digits
+    if len(V) != len(U) or not len(V):
+        return float(len(V) != len(U))
+    return float(np.sin(subspace_angles(V.T, U.T)[0]))

@@ -21,6 +21,7 @@ FRAMES, WAYS = 30, 150
 """of the animation, and neurons whose way is drawn"""
 
 
+@rc_context(STYLE)
 def figures(training: Training, result: Result) -> dict[str, Figure]:
     """The figures of a run, by name."""
     drawn = {"norms": norms(result, training.config.lam)}
@@ -59,7 +60,6 @@ def toys(ends: dict[str, np.ndarray]) -> dict[str, Figure]:
     return drawn
 
 
-@rc_context(STYLE)
 def weights(history: dict[str, np.ndarray], u: np.ndarray | None) -> Figure:
     """Figure 3: every neuron's weights in the plane, as initialized and as trained, with some of the ways between.
 
@@ -116,7 +116,6 @@ def animate(history: dict[str, np.ndarray], u: np.ndarray | None, path: Path) ->
     images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=False)
 
 
-@rc_context(STYLE)
 def norms(result: Result, lam: float) -> Figure:
     """‖W⊥‖_F and ‖W∥‖_F against steps, with the bound on ‖W⊥‖_F at the end; below, what shrinks W⊥."""
     history, bound = result.history, result.certificate and result.certificate.w_norm_bound
@@ -143,7 +142,6 @@ def norms(result: Result, lam: float) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
 def spectrum(curves: dict[str, tuple[np.ndarray, str, str, int]], k: int, told: str, columns: int) -> Figure:
     """Singular values of W, largest first.
 

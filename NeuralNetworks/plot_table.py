@@ -20,13 +20,13 @@ SHOWN = 3000
 """points in a panel, at most"""
 
 
+@rc_context(STYLE)
 def figures(model: "Estimator", table: "Table") -> dict[str, Figure]:
     """All of them, by file name; without directions there is no answer to draw against them."""
     drawn = {"table_spectrum": spectrum(model), "table_path": path(model)}
     return drawn | ({"table_answer": answer(model, table)} if model.n_directions_ else {})
 
 
-@rc_context(STYLE)
 def answer(model: "Estimator", table: "Table") -> Figure:
     """The answers against the leading direction, with the network's curve; and against two, as colour, if there are.
 
@@ -89,7 +89,6 @@ def spectrum(model: "Estimator") -> Figure:
     return plot.spectrum(curves, k, f"{k} kept", columns=2)
 
 
-@rc_context(STYLE)
 def path(model: "Estimator") -> Figure:
     """Along the path of λ: the risks, and W's effective rank; then the risk against the number of directions."""
     discovery = model.discovery_

@@ -19,10 +19,10 @@ import threading
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from math import isfinite
+from math import inf, isfinite, sqrt
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Self
 
@@ -257,6 +257,19 @@ class Descent(ABC):
             x.data.copy_(state["params"][name])
         self.pgd.load_state_dict(state["pgd"])
         self.generator.set_state(state["random"])
+
+
+def perturbed(
+    params: Iterable[Tensor], config: Any, objective: Callable[[], Tensor], generator: torch.Generator, **other: object
+) -> PGD:
+    """PGD with the config's hyperparameters; the pure algorithms have no momentum, and 2 follows the objective.
+
+    What Algorithm 2 takes for flat is what the certificate does.
+    """
+    how = dict(lr=config.lr, rho=config.rho, radius=config.radius, patience=config.patience, generator=generator)
+    how |= dict(momentum=config.momentum if config.algorithm == "default" else 0.0)
+    how |= dict(objective=objective if config.algorithm == "2" else None)
+    return PGD(params, **how | dict(curvature=min(sqrt(config.rho), config.lam or inf)) | other)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -58,16 +58,7 @@ def read(
     unknown = [name for name in without if name not in frame.columns or name == target]
     if unknown:
         raise ValueError(f"--without {' '.join(unknown)}: {data} has no such input; it has {_named(frame.columns)}")
-    return checked(frame.drop(columns=list(without)), target, str(data), drop_missing)
-
-
-def checked(frame: pd.DataFrame, target: str, name: str, drop_missing: bool = False) -> Table:
-    """The frame, a column for each input and one for the target, as a table; name: of the table, for messages.
-
-    Raises:
-        ValueError: the table is unfit.
-    """
-    notes = []
+    frame, name, notes = frame.drop(columns=list(without)), str(data), []
     if numbers := [c for c in frame if str(c).startswith("Unnamed") and c != target and _numbers_rows(frame[c])]:
         notes.append("the first column has no name and numbers the rows: it is left out")
         frame = frame.drop(columns=numbers)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from math import inf, isfinite, nan, sqrt
+from math import inf, isfinite, nan
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from model import LOSSES, Batch, Level, finer, parallel, perpendicular, risk
-from pgd import PGD, Certificate, certify, norm
-from run import Descent, State
+from pgd import Certificate, certify, norm
+from run import Descent, State, perturbed
 
 if TYPE_CHECKING:
     from main import Config
@@ -92,30 +92,14 @@ class Training(Descent):
         self.level, self._checked, self.rule = (0, 0), -inf, rule or (lambda level: data)
         self.loss, self.W_initial, self._start = LOSSES[config.loss], student.W.detach().clone(), perf_counter()
         params = {name: x for name, x in student.named_parameters() if x.requires_grad}
-        pgd = PGD(
-            params.values(),
-            lr=config.lr,
-            rho=config.rho * (1 if self._fresh or rule is None else 1 - OFF),  # ∇f on a finer rule differs
-            radius=config.radius,
-            momentum=config.momentum,
-            patience=config.patience,
-            f_decrease=self._escape(),
-            objective=(lambda: self.objective(self.batch())) if config.algorithm == "2" else None,
-            curvature=min(sqrt(config.rho), config.lam or inf),  # the certificate's threshold
-            generator=generator,
-        )
+        # Descent alone lowers f by so much in `patience` steps at ‖∇f‖ = ρ: no theory, nor Jin et al.'s √(ρ³/K), which
+        # is far less here, and takes progress along a flat valley for an escape. Algorithm 1 has theirs.
+        fall = config.patience * config.lr / (1 - config.momentum) * config.rho**2
+        fall = -inf if self._fresh else None if config.algorithm == "1" else fall
+        rho = config.rho * (1 if self._fresh or rule is None else 1 - OFF)  # ∇f on a finer rule differs
+        how = dict(rho=rho, f_decrease=fall)
+        pgd = perturbed(params.values(), config, lambda: self.objective(self.batch()), generator, **how)
         super().__init__(params, pgd, config.steps, generator)
-
-    def _escape(self) -> float | None:
-        """The fall of f within `patience` steps that shows a perturbation to have left a saddle.
-
-        What descent alone gains in these steps at ‖∇f‖ = ρ: no theory, and not Jin et al.'s √(ρ³/K), which at K = 1
-        and our step sizes is far less, and takes progress along a flat valley for an escape; Algorithm 1 has theirs.
-        """
-        config = self.config
-        if self._fresh:
-            return -inf
-        return None if config.algorithm == "1" else config.patience * config.lr / (1 - config.momentum) * config.rho**2
 
     def objective(self, batch: Batch) -> Tensor:
         """f = risk + λ‖W‖²_F on the batch."""
