@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
+from typing import Annotated
 
 sys.path.insert(1, str(Path(__file__).parents[1] / "MAXCUT"))
 
@@ -18,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from networkx.algorithms.approximation import one_exchange
+from pydantic import Field
 from scipy.spatial import Delaunay
 
 from main import Config
@@ -29,6 +31,7 @@ from utilities import Graph, cut_values, exact_maxcut, from_networkx, make_graph
 
 DEGREE = 6
 """mean degree of every random graph (a planar graph's is below 6, however large): families differ in structure only"""
+Sizes = Annotated[tuple[Annotated[int, Field(gt=DEGREE)], ...], Field(min_length=1)]
 EXACT = 22
 """graphs of up to so many vertices are measured against the exact optimum"""
 EXCHANGE = 200
@@ -167,18 +170,11 @@ def share(rows: list[Row], **where: object) -> float:
     return float(np.mean([row["is_sosp"] for row in rows if where.items() <= row.items()]))
 
 
-def check(sizes: tuple[int, ...]) -> None:
-    """Raise ValueError where a graph would be too small for its degree."""
-    if not sizes or min(sizes) <= DEGREE:
-        raise ValueError(f"--sizes {sizes}: each must be above {DEGREE}, the mean degree")
-
-
-def graphs(options: Sweep, sizes: tuple[int, ...] = (20, 22, 32, 50, 100, 200, 400, 700, 1000, 2000)) -> None:
+def graphs(options: Sweep, sizes: Sizes = (20, 22, 32, 50, 100, 200, 400, 700, 1000, 2000)) -> None:
     """Four families of random graphs: ours against Goemans–Williamson, local search and conditional expectations.
 
     Each seed is one graph of each family and size. Ratios are to the optimum up to n = 22, to the SDP's bound above.
     """
-    check(sizes)
     cases = [dict(family=family, n=n, seed=seed) for family in FAMILIES for n in sizes for seed in range(options.seeds)]
     rows = sweep(graphs_run, cases, "graphs", options)
     header = ["family", "n", "graphs", "ours, E[cut]", *METHODS.values(), "ours, least", "GW mean, least"]
@@ -220,12 +216,11 @@ def draw_graphs(rows: list[Row], sizes: tuple[int, ...]) -> Figure:
     return figure
 
 
-def escape(options: Sweep, sizes: tuple[int, ...] = (20, 50, 100, 200, 500)) -> None:
+def escape(options: Sweep, sizes: Sizes = (20, 50, 100, 200, 500)) -> None:
     """From the saddle μ = 0: random kicks (Algorithm 1), the negative-curvature step (Algorithm 2), no perturbation.
 
     Both algorithms pure; graphs G(n, 6/n), one a seed.
     """
-    check(sizes)
     cases = [dict(n=n, way=way, seed=seed) for n in sizes for way in WAYS for seed in range(options.seeds)]
     rows = sweep(escape_run, cases, "escape", options)
     header = ["n", "way", "E[cut] / bound", "cut / bound", "σ", "λ_min", "steps", "CPU seconds", "share at an SOSP"]

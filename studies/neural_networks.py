@@ -41,8 +41,6 @@ RHOS = {1e-2: [10 ** (-i / 2) for i in range(12, 3, -1)], 1e-4: [10 ** (-i / 2) 
 """ρ for two λ"""
 ROUNDING = 1e-12
 """‖W⊥‖ below which bound and norm are both rounding errors"""
-DECAY = dict(width=100, steps=3000)
-DECAYS = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 
 # --- fresh batches, all parameters trained, one factor at a time around this ------------------------------------------
 
@@ -139,14 +137,6 @@ def descend(case: Row) -> Row:
     holds = identity is not None and w_perp <= max(identity, ROUNDING)
     ends = dict(steps=result.steps, is_sosp=certificate.is_sosp, holds=holds)
     return dict(w_perp_initial=start, w_perp=w_perp) | bounds | ends
-
-
-def shrink(case: Row) -> Row:
-    """PGD with λ, with the bias trained or frozen: left, ‖W⊥‖/‖W⊥(0)‖; risk, over the labels' variance; curvature."""
-    training = exact(**DECAY | case)
-    history, (_, y, p) = training.history, training.batch()
-    left, variance = history["w_perp"][-1] / history["w_perp"][0], float(p @ (y - p @ y).square())
-    return {"left": left, "risk": history["risk"][-1] / variance, "curvature": min(history["curvature"])}
 
 
 def learn(case: Row) -> Row:
@@ -281,28 +271,6 @@ def lemma(options: Sweep) -> None:
     findings = {"runs": len(rows), "holds": sum(row["holds"] for row in rows)}
     findings |= {"silent": sum(row["lemma"] is None for row in rows), "sosp": sum(row["is_sosp"] for row in rows)}
     report("study_lemma", header, body, figure, options.out, findings)
-
-
-def decay(options: Sweep) -> None:
-    """What λ does, with the bias trained and frozen: it shrinks W⊥, 0 keeps it; and what that costs in risk."""
-    settings = [dict(lam=lam, freeze_bias=frozen) for frozen in (False, True) for lam in DECAYS]
-    rows = sweep(shrink, [s | dict(seed=seed) for s in settings for seed in range(options.seeds)], "decay", options)
-    names, body = ("left", "risk", "curvature"), []
-    for s in settings:
-        body.append([s["lam"], "frozen" if s["freeze_bias"] else "trained", *(quartiles(rows, n, **s) for n in names)])
-    figure = Figure(figsize=(8.4, 3.8), layout="constrained")
-    for axes, column, label in zip(figure.subplots(1, 2), (2, 3), (LEFT, "risk / label variance"), strict=True):
-        for bias, color, style in (("trained", BLUE, "o-"), ("frozen", ORANGE, "s--")):
-            lines = [line[column] for line in body if line[1] == bias]
-            band(axes, DECAYS, lines, style, color=color, label=f"bias {bias}")
-        axes.set(yscale="log", xlabel=r"$\lambda$", ylabel=label)
-        axes.set_xscale("symlog", linthresh=1e-7)
-        axes.set_xlim(-4e-8, 2e-3)  # no ticks below 0
-    legend_below(figure, columns=2)
-    trained = {lam: line for lam, line in zip(DECAYS, body, strict=False)}
-    findings = {f"{n}_{lam:g}": line[i][1] for lam, line in trained.items() for i, n in ((2, "left"), (3, "risk"))}
-    header = ["λ", "bias", MEASURED["left"], "risk / label variance", "least curvature along the run"]
-    report("study_decay", header, body, figure, options.out, findings)
 
 
 def inputs(options: Sweep) -> None:
@@ -446,5 +414,5 @@ def _ticks(axes: object, x: tuple[float, ...], scale: str) -> None:
 
 
 if __name__ == "__main__":
-    studies = {f.__name__: f for f in (lemma, decay, inputs, architecture, iota, samples, structure)}
+    studies = {f.__name__: f for f in (lemma, inputs, architecture, iota, samples, structure)}
     sys.exit(command_line(studies, __doc__))

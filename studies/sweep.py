@@ -19,6 +19,7 @@ import tyro
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pydantic import ValidationError, validate_call
 from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
@@ -187,9 +188,12 @@ def command_line(studies: dict[str, Callable[..., int | None]], description: str
     try:
         with rc_context(STYLE):
             flat = (tyro.conf.OmitArgPrefixes,)
+            studies = {name: validate_call(study) for name, study in studies.items()}  # tyro does not know of ranges
             return tyro.extras.subcommand_cli_from_dict(studies, description=description, config=flat) or 0
     except (ValueError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        found = error.errors() if isinstance(error, ValidationError) else ()
+        text = "; ".join(f"--{x['loc'][0]} is {x['input']}: {x['msg']}" for x in found) or str(error)
+        print("error:", " ".join(text.split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: what is finished is kept, and a study goes on from its finished runs", file=sys.stderr)

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -70,9 +70,9 @@ def load(name: str) -> dict:
     """results/NAME.json."""
     file = RESULTS / f"{name}.json"
     if not file.exists():
-        study = name.startswith(("study_", "benchmark_"))
-        source = f"studies/ writes it, {name.split('_')[1]}" if study else f"python studies/tables.py run {name}"
-        raise FileNotFoundError(f"{file.relative_to(ROOT)} is not there: {source}")
+        raise FileNotFoundError(
+            f"{file.relative_to(ROOT)} is not there: `tables.py run {name}` writes it, or its study"
+        )
     return json.loads(file.read_text(encoding="utf-8"))
 
 
@@ -168,24 +168,11 @@ TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 NUMBER = re.compile(r'\[[^\]\n]*\](\([^()\s]*results/([\w.-]+)\.json "([^"\n]+)"\))')
 
 
-def written(readme: Path, missing: list[str] | None = None) -> str:
-    """The README's text with the tables and numbers that the results give; what of them is missing is left as it is."""
-
-    def known(text: Callable[[re.Match], str]) -> Callable[[re.Match], str]:
-        def replace(found: re.Match) -> str:
-            try:
-                return text(found)
-            except FileNotFoundError as error:
-                if missing is None:
-                    raise
-                missing.append(str(error))
-                return found[0]
-
-        return replace
-
+def written(readme: Path) -> str:
+    """The README's text with the tables and numbers that the results give."""
     text = readme.read_text(encoding="utf-8")
-    text = TABLE.sub(known(lambda found: f"{found[1]}{table(found[2], readme.parent)}\n"), text)
-    return NUMBER.sub(known(lambda found: f"[{Cells().format(f'{{{found[3]}}}', **load(found[2]))}]{found[1]}"), text)
+    text = TABLE.sub(lambda found: f"{found[1]}{table(found[2], readme.parent)}\n", text)
+    return NUMBER.sub(lambda found: f"[{Cells().format(f'{{{found[3]}}}', **load(found[2]))}]{found[1]}", text)
 
 
 def readmes() -> list[Path]:
@@ -193,16 +180,13 @@ def readmes() -> list[Path]:
     return sorted([ROOT / "README.md", *ROOT.glob("[!.]*/README.md")])
 
 
-def write() -> int:
-    """Write tables and numbers into the READMEs; those whose results are missing stay as they are, and are named."""
-    missing: list[str] = []
+def write() -> None:
+    """Write tables and numbers into the READMEs."""
     for readme in readmes():
-        text = written(readme, missing)
+        text = written(readme)
         if text != readme.read_text(encoding="utf-8"):
             readme.write_text(text, encoding="utf-8")
             print(f"{readme.relative_to(ROOT)}: written")
-    print("\n".join(dict.fromkeys(missing)), file=sys.stderr)
-    return min(len(missing), 1)
 
 
 def differences() -> list[str]:

@@ -17,7 +17,7 @@ sys.path.insert(1, str(Path(__file__).parents[2] / "JohnsonLindenstrauss"))
 import johnson_lindenstrauss as study
 from johnson_lindenstrauss import DATA, DIMENSIONS, points, problem_of, projection, times
 from model import Pairs, distortion
-from sweep import Sweep
+from sweep import Sweep, command_line
 from train import Derandomization
 
 
@@ -164,3 +164,15 @@ def test_scale_draws_the_rows_that_are_kept(tmp_path, monkeypatch):
         (results / f"jl_n{n}.json").write_text(json.dumps(dict(seconds=n / 30, distortion=0.3, pca=0.6, d=100, k=40)))
     study.scale(Sweep(out=out))
     assert sorted(file.name for file in out.iterdir()) == ["study_scale.pdf", "study_scale.png"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["dimensions --n 3000", "generalization --n 1700", "neighbours --n 570", "nuclear --n 4", "objectives --seconds 0"],
+)
+def test_more_points_than_there_are_or_no_time_are_refused(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.setattr(sys, "argv", ["johnson_lindenstrauss.py", *words.split(), "--out", str(tmp_path / "new")])
+    assert command_line(study.STUDIES, study.__doc__) == 2
+    message, (_, flag, value) = capsys.readouterr().err, words.split()
+    assert message.startswith(f"error: {flag} is {value}") and message.count("\n") == 1
+    assert not (tmp_path / "new").exists()

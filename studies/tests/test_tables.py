@@ -118,12 +118,11 @@ def house(tmp_path, monkeypatch) -> Path:
 
 
 def test_rows_are_run_kept_and_written(house, capsys):
-    assert tables.write() == 1 and tables.run(("toy_other",)) == 0 and tables.write() == 1
-    assert "run toy_lr_1e-1.0" in capsys.readouterr().err
-    text = (house / "Toy" / "README.md").read_text()
-    assert "| old |" in text and "a toy" in text and "[..]" in text
-    with pytest.raises(FileNotFoundError, match=r"run toy_lr_1e-1\.0"):
-        tables.check()
+    assert tables.run(("toy_other",)) == 0
+    for command in (tables.write, tables.check):
+        with pytest.raises(FileNotFoundError, match=r"run toy_lr_1e-1\.0"):
+            command()
+    assert "| old |" in (house / "Toy" / "README.md").read_text()
     assert tables.run() == 0
     assert "toy_data: left alone, it needs --graphs" in capsys.readouterr().out
     assert tables.run(graphs=Path("/some/graphs")) == 0
@@ -133,7 +132,7 @@ def test_rows_are_run_kept_and_written(house, capsys):
         "toy_other.json",
     ]
     assert "/" not in (house / "results" / "toy_data.json").read_text()
-    assert tables.write() == 0
+    tables.write()
     assert (house / "Toy" / "README.md").read_text() == WRITTEN
     assert tables.differences() == [] and tables.check() == 0
 
