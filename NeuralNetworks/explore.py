@@ -36,8 +36,6 @@ FLAGS = {*_NAMES[_NAMES.index("data") :]} - {"device", "checkpoint"}
 """what of main.py's hyperparameters a table's exploration depends on"""
 HELD_OUT = 0.2
 """share of the rows that the test has"""
-RIVALS = 5
-"""predictors that are compared"""
 SHOWN = 8
 """columns of each direction on the screen"""
 Estimator = StructureDiscovery | StructureDiscoveryClassifier
@@ -247,7 +245,7 @@ def explore(config: "Config") -> bool:
     start, scores = time.perf_counter(), {}
     X, y = table.X[rows], table.y[rows]
     ranks = min(len(table.columns), config.max_directions, config.neurons) + 1 if config.directions is None else 1
-    total = (1 + config.repeats) * (len(LAMS) + ranks + 1) + config.bootstrap + RIVALS
+    total = (1 + config.repeats) * (len(LAMS) + ranks + 1) + config.bootstrap + 5  # predictors
     with tqdm(desc="structure", total=total, unit=" fits", disable=None, leave=False) as bar:
 
         def progress(stage: str) -> None:

@@ -4,20 +4,21 @@ python studies/benchmark.py cuts [FOLDER] --seconds 1 5     cuts, and their gap 
 python studies/benchmark.py steps                           time of a step against edges
 """
 
-import csv
 import sys
 import time
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 sys.path.insert(1, str(Path(__file__).parents[1] / "MAXCUT"))
 
 import joblib
 import networkx as nx
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
@@ -26,12 +27,13 @@ from kernel import value
 from main import Config
 from optimizer import Derandomization, Rounding
 from rivals import RIVALS
-from run import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, Count, legend_below
+from run import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, Count, Positive, legend_below
 from sdp import goemans_williamson, solve_sdp, upper_bound
 from sweep import FIGURES, Row, Sweep, command_line, report, sweep, whole
 from utilities import EXACT_LIMIT, Graph, exact_maxcut, from_networkx, make_graph, random_graph, read_graph
 
 ROUNDINGS = 1000
+Sizes = Annotated[tuple[Annotated[float, Field(ge=100)], ...], Field(min_length=1)]
 COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, GREY, SKY)
 """of the rivals, in their order"""
 
@@ -44,25 +46,23 @@ def torus(side: int, seed: int) -> Graph:
 
 
 @cache  # each run asks for its graph
-def read_folder(folder: Path | None, best_known: Path | None) -> tuple[dict[str, Graph], dict[str, float]]:
-    """The graphs by name, and what the CSV file knows of their cuts; without a folder a few small random graphs."""
+def read_folder(folder: Path | None) -> tuple[dict[str, Graph], dict[str, float]]:
+    """The graphs by name, and their cuts in best_known.csv if it is there; without a folder a few random graphs.
+
+    Raises:
+        ValueError: no such folder, no graphs, or a best_known.csv without columns instance and best_known.
+    """
     if folder is None:
         cubic = from_networkx(nx.random_regular_graph(3, 2000, seed=1))
         some = {"exact-20": random_graph(20, 0.5, 1), "random-800": random_graph(800, 0.06, 1)}
         return some | {"torus-1024": torus(32, 1), "regular-2000": cubic}, {}
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of graphs")
-    named, best_known = best_known is not None, best_known or folder / "best_known.csv"
     files = [file for file in folder.iterdir() if file.suffix not in (".csv", ".md") and file.is_file()]
     if not files:
         raise ValueError(f"{folder} holds no graphs")
-    known = {}
-    if named or best_known.exists():
-        with best_known.open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file)
-            if not {"instance", "best_known"} <= set(rows.fieldnames or ()):
-                raise ValueError(f"{best_known} has no columns instance and best_known")
-            known = {row["instance"]: float(row["best_known"]) for row in rows}
+    table, columns = folder / "best_known.csv", dict(index_col="instance", usecols=["instance", "best_known"])
+    known = pd.read_csv(table, dtype={"instance": str}, **columns)["best_known"].to_dict() if table.exists() else {}
     return {file.stem: read_graph(file) for file in sorted(files, key=lambda f: (len(f.stem), f.stem))}, known
 
 
@@ -89,13 +89,13 @@ def ratio(cut: float, reference: float) -> float:
 
 def compete(case: Row) -> Row:
     """The rival's curve: when it had which cut."""
-    graph = read_folder(Path(case["folder"]) if case["folder"] else None, None)[0][case["graph"]]
+    graph = read_folder(Path(case["folder"]) if case["folder"] else None)[0][case["graph"]]
     return {"curve": RIVALS[case["rival"]](graph, case["seconds"], case["seed"])}
 
 
 def controls(case: Row) -> Row:
     """One descent from the relaxation's vectors and from random ones, its bound, and Goemans–Williamson."""
-    graph = read_folder(Path(case["folder"]) if case["folder"] else None, None)[0][case["graph"]]
+    graph = read_folder(Path(case["folder"]) if case["folder"] else None)[0][case["graph"]]
     generator = torch.Generator().manual_seed(case["seed"])
     V = solve_sdp(graph, generator=generator)
     X = normalize(torch.randn(V.shape, generator=generator))
@@ -108,9 +108,8 @@ def controls(case: Row) -> Row:
 def cuts(
     folder: Path | None = None,
     /,
-    seconds: tuple[float, ...] = (1.0,),
+    seconds: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0,),
     rivals: tuple[Literal[*RIVALS], ...] = tuple(RIVALS),
-    best_known: Path | None = None,
     seeds: Count = 1,
     out: Path = FIGURES,
 ) -> None:
@@ -120,17 +119,15 @@ def cuts(
     it, the cut after one from random vectors instead of the relaxation's, and Goemans–Williamson's 1000 roundings.
 
     Args:
-        folder: of graphs, in any format that main.py reads; none: a few small random ones.
+        folder: of graphs, in any format that main.py reads; none: a few small random ones. Its best_known.csv, with
+            columns instance (a file's name without suffix) and best_known, has the cuts that others found; where it
+            says nothing, the optimum of small graphs or the bound stands in.
         seconds: time for each run.
         rivals: who takes part.
-        best_known: CSV file with columns instance (a file's name without suffix) and best_known; default
-            best_known.csv in the folder. Where it says nothing, the optimum of small graphs or the bound stands in.
         seeds: so many runs of each; the table has their median.
         out: for the figure and the table, benchmark_<name of the folder>, or benchmark_cuts.
     """
-    if not seconds or not min(seconds) > 0:
-        raise ValueError(f"--seconds is {seconds}; give one or more positive numbers")
-    graphs, known = read_folder(folder, best_known)
+    graphs, known = read_folder(folder)
     where, name = str(folder.resolve()) if folder else "", f"benchmark_{folder.name if folder else 'cuts'}"
     options = Sweep(seeds=seeds, out=out)
     edges = {name: joblib.hash([x.numpy() for x in (graph.i, graph.j, graph.w)]) for name, graph in graphs.items()}
@@ -165,7 +162,7 @@ def cuts(
     report(name, header, body, draw_gaps(gaps, max(seconds)), out, findings)
 
 
-def steps(edges: tuple[float, ...] = (1e4, 3e4, 1e5, 3e5, 1e6, 5e6), repeats: int = 5, out: Path = FIGURES) -> None:
+def steps(edges: Sizes = (1e4, 3e4, 1e5, 3e5, 1e6, 5e6), repeats: Count = 5, out: Path = FIGURES) -> None:
     """Time of one gradient against the number of edges, on random graphs with ten edges at a vertex, one thread.
 
     Args:
@@ -173,8 +170,6 @@ def steps(edges: tuple[float, ...] = (1e4, 3e4, 1e5, 3e5, 1e6, 5e6), repeats: in
         repeats: the best of so many is taken.
         out: folder for the figure benchmark_steps and the table benchmark_steps.md.
     """
-    if not edges or min(edges) < 100 or repeats < 1:
-        raise ValueError(f"--edges {edges} --repeats {repeats}: at least 100 and 1")
     torch.set_flush_denormal(True)
     torch.set_num_threads(1)
     body, config = [], Config()

@@ -129,8 +129,6 @@ LINES = ((BLUE, "o-"), (ORANGE, "s--"), (GREEN, "^-."), (RED, "D:"), (PURPLE, "v
 """colour and style of each method, ε or way"""
 RANGES = {f"≤ {EXACT}": (0, EXACT), f"{EXACT + 1} – {EXCHANGE}": (EXACT, EXCHANGE), f"> {EXCHANGE}": (EXCHANGE, inf)}
 """sizes, by what they are measured against and by which methods"""
-GUARANTEE = 0.87856
-"""Goemans and Williamson's: their expected cut over the relaxation's value"""
 
 
 def bands(axes: Axes, x: tuple, lines: dict[str, list], logarithmic: str = "x", **how: object) -> None:
@@ -207,7 +205,7 @@ def draw_graphs(rows: list[Row], sizes: tuple[int, ...]) -> Figure:
         for part in ([n for n in sizes if n <= EXACT], [n for n in sizes if n > EXACT]):
             lines = {name: [quartiles(rows, m, family=family, n=n) for n in part] for m, name in METHODS.items()}
             bands(axes, part, lines, title=family)
-        axes.axhline(GUARANTEE, color="black", linewidth=1.2, label="Goemans–Williamson's guarantee 0.878")
+        axes.axhline(0.87856, color="black", linewidth=1.2, label="Goemans–Williamson's guarantee 0.878")
     for axes in panels[1]:
         axes.set(xlabel="vertices")
     for axes in panels[:, 0]:

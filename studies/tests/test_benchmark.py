@@ -149,7 +149,7 @@ def test_cuts_of_another_graph_of_the_same_name_and_of_one_that_has_none(tmp_pat
 
 
 def test_without_a_folder_there_are_graphs_of_every_family():
-    graphs, known = read_folder(None, None)
+    graphs, known = read_folder(None)
     assert {family(graph) for graph in graphs.values()} == {"random", "toroidal ±"} and known == {}
 
 
@@ -163,8 +163,8 @@ def test_steps(tmp_path, monkeypatch, capsys):
     [
         ("cuts", "nowhere"),
         ("cuts", "--seconds", "-1"),
-        ("cuts", Path(__file__).parents[2] / "MAXCUT", "--best-known", "nowhere.csv"),
-        ("cuts", Path(__file__).parents[2] / "MAXCUT", "--best-known", __file__),
+        ("cuts", "--seconds"),
+        ("steps", "--edges"),
         ("steps", "--edges", "1"),
         ("steps", "--repeats", "0"),
     ],
@@ -173,3 +173,12 @@ def test_bad_input_is_refused_in_one_line(monkeypatch, capsys, arguments):
     assert call(monkeypatch, *arguments) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and message.count("\n") == 1
+
+
+def test_best_known_values_without_their_columns_are_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "g.txt").write_text("2 1\n1 2\n")
+    (tmp_path / "best_known.csv").write_text("graph,cut\ng,1\n")
+    benchmark.read_folder.cache_clear()
+    assert call(monkeypatch, "cuts", tmp_path, "--out", tmp_path / "out") == 2
+    message = capsys.readouterr().err
+    assert "best_known" in message and message.count("\n") == 1 and not (tmp_path / "out").exists()
