@@ -251,7 +251,7 @@ def distortion(problem: Problem, M: Tensor) -> float:
 
 def exact_distortion(problem: Problem, M: Tensor) -> float:
     """`distortion` by differences of the points: where two are near, their Gram matrix is off by up to 10⁻⁵ of it."""
-    ends, _, _ = strongest(problem, M, lambda c: c, 10**5, 1e-3)
+    ends, _, _ = strongest(problem, M, lambda c: c, 10**4, 1e-3)
     return distortion(problem.subset(*ends), M)
 
 
@@ -307,6 +307,9 @@ def strongest(
 
     Returns:
         Their ends (`problem.subset` takes them), their keys, and the worst distortion of all.
+
+    Raises:
+        FloatingPointError: no key is a number.
     """
     worst, top, least, parts, count = 0.0, -inf, -inf, [], 0
 
@@ -333,6 +336,8 @@ def strongest(
             prune()
     prune()
     keys, *ends = parts[0]
+    if not len(keys):
+        raise FloatingPointError("the distortions overflow")
     return tuple(ends), keys, worst
 
 

@@ -28,7 +28,7 @@ import torch
 from scipy.linalg import eigh, qr
 from torch import Tensor
 
-from model import Problem, bound, bound_gradient, distortion, row_space, strongest
+from model import Problem, bound, bound_gradient, exact_distortion, row_space, strongest
 from pgd import Certificate, certify, lanczos
 
 GROWTH = 2.0
@@ -376,7 +376,7 @@ def certificate(problem: Problem, M: Tensor, tau: float, lam: float, rho: float,
     M, k, threshold = M @ V.T, len(M), min(sqrt(rho), lam)
     G = ridge * torch.eye(len(V), dtype=M.dtype, device=M.device)
     s = M.new_zeros(())
-    worst = distortion(small, M)
+    worst = exact_distortion(small, M)
     cheap = 2 * tanh(tau * worst) <= threshold
     cheap |= small.N > CERTIFIABLE and 50 / tau >= worst  # all would matter: the tanh has to do
     few = small.subset(*strongest(small, M, lambda c: c, 10**4 if cheap else 10**9, 50 / tau)[0])

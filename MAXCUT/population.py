@@ -30,6 +30,7 @@ class Search:
         cuts: their values on the whole graph, in the weights' unit.
         seconds, best: when the best cut grew, since the run's start, and to what.
         descents, grown: descents so far, and those when the best cut last grew.
+        batches: of descents, begun so far.
         gained, spent: by way, what the best cut grew by, in mean weights, and planned seconds; what is long ago counts
             less.
         tried: ways that were begun at least once.
@@ -42,7 +43,7 @@ class Search:
         self.s = [s[kernel.vertices]]
         self.cuts = [value(kernel.graph, self.s[0]) + self.offset]
         self.seconds, self.best, self.interrupted = [elapsed], list(self.cuts), False
-        self.descents, self.grown, self.total, self.tried = 0, 0, 0.0, []
+        self.descents, self.batches, self.grown, self.total, self.tried = 0, 0, 0, 0.0, []
         self.gained, self.spent = dict.fromkeys(WAYS, 0.0), dict.fromkeys(WAYS, 0.0)
 
     def best_cut(self) -> np.ndarray:
@@ -111,4 +112,4 @@ class Search:
         return parents, memory
 
 
-KEPT = ("cuts", "descents", "seconds", "best", "gained", "spent", "tried", "total", "grown")
+KEPT = ("cuts", "descents", "batches", "seconds", "best", "gained", "spent", "tried", "total", "grown")

@@ -80,8 +80,9 @@ class Reheating:
         self.begun = found.descents
 
     def random(self) -> np.random.Generator:
-        """A source of its own for each batch, by the number of descents begun before it."""
-        return np.random.default_rng([self.seed, self.begun])
+        """A source of its own for each batch, in a search that is gone on with too."""
+        self.found.batches += 1
+        return np.random.default_rng([self.seed, self.found.batches])
 
     def plan(self) -> Batch | None:
         """The next batch, such that it ends in time; None if there is no time, or were descents enough."""
@@ -125,7 +126,6 @@ class Reheating:
             return self.left() - in_time
 
         with self.lock:
-            self.begun += 1
             rng, best = self.random(), self.found.s[int(np.argmax(self.found.cuts))]
         cut = self.ways.by_the_clock(best, rng, left)
         with self.lock:

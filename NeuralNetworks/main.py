@@ -111,10 +111,10 @@ class Config:
     """folder for the figures, weights.npz, history.npz and results.json"""
 
     def __post_init__(self) -> None:
-        names, given = zip(*((x.name, getattr(self, x.name) != x.default) for x in fields(self)), strict=True)
-        for i in range(names.index("target"), names.index("seed")):
-            if given[i] and self.data is None:
-                raise ValueError(f"--{names[i].replace('_', '-')} is of a table; --data says which one")
+        names = [x.name for x in fields(self)]
+        for x in fields(self)[names.index("target") : names.index("seed")]:
+            if self.data is None and getattr(self, x.name) != x.default:
+                raise ValueError(f"--{x.name.replace('_', '-')} is of a table; --data says which one")
         if self.k > self.d:
             raise ValueError(f"--k is {self.k} and --d is {self.d}; the teacher can use at most d directions")
         if self.risk == "quadrature" and self.d > 3:

@@ -35,7 +35,7 @@ class PGD(torch.optim.Optimizer):
         params: tensors to optimize; one group only.
         lr: step size, > 0.
         rho: gradient norm under which a point counts as stationary, ≥ 0; at 0 the rule sleeps (no kick, no stop).
-        radius: radius of the ball, or length of the curvature step, ≥ 0.
+        radius: radius of the ball, ≥ 0, or length of the curvature step, > 0.
         momentum: heavy-ball factor in [0, 1).
         patience: steps after a kick before f is compared, ≥ 1.
         f_decrease: fall of f that counts as an escape; default √(rho³/K), the order in Jin et al.
@@ -437,7 +437,8 @@ def certify(
         gradients = torch.autograd.grad(objective(), [*params, W], materialize_grads=True)
     threshold, w_norm = min(sqrt(K * rho), lam or inf), float(project(W.detach()).norm())
     if known is None:
-        gradient_norm = norm(gradients[:-1])  # Lanczos takes long on wide spectra
+        gradient_norm = norm(gradients[:-1])
+        # Lanczos takes long on wide spectra: it is exact only where an SOSP is claimed
         fine = (threshold / 4, (lam or threshold) / 4) if gradient_norm <= rho else (inf, inf)
         known = gradient_norm, lambda_min(objective, params, fine[0])[0], lambda_min(objective, [b], fine[1])[0]
     gradient_norm, smallest, of_b = known

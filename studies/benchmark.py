@@ -62,7 +62,8 @@ def read_folder(folder: Path | None) -> tuple[dict[str, Graph], dict[str, float]
     if not files:
         raise ValueError(f"{folder} holds no graphs")
     table, columns = folder / "best_known.csv", dict(index_col="instance", usecols=["instance", "best_known"])
-    known = pd.read_csv(table, dtype={"instance": str}, **columns)["best_known"].to_dict() if table.exists() else {}
+    types = {"instance": str, "best_known": float}
+    known = pd.read_csv(table, dtype=types, **columns)["best_known"].dropna().to_dict() if table.exists() else {}
     return {file.stem: read_graph(file) for file in sorted(files, key=lambda f: (len(f.stem), f.stem))}, known
 
 

@@ -192,7 +192,7 @@ def command_line(studies: dict[str, Callable[..., int | None]], description: str
             return tyro.extras.subcommand_cli_from_dict(studies, description=description, config=flat) or 0
     except (ValueError, OSError) as error:
         found = error.errors() if isinstance(error, ValidationError) else ()
-        text = "; ".join(f"--{x['loc'][0]} is {x['input']}: {x['msg']}" for x in found) or str(error)
+        text = "; ".join(f"--{x['loc'][0]} is {x['input']}: {x['msg']}" for x in found if x["loc"]) or str(error)
         print("error:", " ".join(text.split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:

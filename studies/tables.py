@@ -182,8 +182,8 @@ def readmes() -> list[Path]:
 
 def write() -> None:
     """Write tables and numbers into the READMEs."""
-    for readme in readmes():
-        text = written(readme)
+    texts = {readme: written(readme) for readme in readmes()}  # all, or none
+    for readme, text in texts.items():
         if text != readme.read_text(encoding="utf-8"):
             readme.write_text(text, encoding="utf-8")
             print(f"{readme.relative_to(ROOT)}: written")

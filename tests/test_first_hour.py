@@ -30,8 +30,8 @@ TINY = {
     "NeuralNetworks": ["--no-toy", "--width", "20", "--steps", "30"],
 }
 RUNS = {folder.name: (folder, TINY[folder.name]) for folder in EXPERIMENTS}
-WATCHED = ["MAXCUT", *(pytest.param(name, marks=pytest.mark.soak) for name in RUNS if name != "MAXCUT")]
 RUNS["pairs"] = (ROOT / "JohnsonLindenstrauss", [*TINY["JohnsonLindenstrauss"], "--problem", "pairs"])
+WATCHED = ["MAXCUT", *(pytest.param(name, marks=pytest.mark.soak) for name in RUNS if name != "MAXCUT")]
 
 # Root may write everywhere; without its capabilities it is a user like any other.
 AS_A_USER = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []

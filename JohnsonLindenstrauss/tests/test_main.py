@@ -167,6 +167,7 @@ def refusal(status: int, capsys: pytest.CaptureFixture) -> str:
         ("--objective sampled --draws 1000000000", "--draws 1000000000"),
         ("--algorithm 1 --lr 10", "--lr 1"),
         ("--algorithm 2 --radius 0", "radius is 0"),
+        ("--problem pairs --objective sampled --lam 100 --lr 1e20", "--lr 1e+19"),
         ("--out {}/taken", "taken"),
         ("--checkpoint {}/taken", "no checkpoint"),
     ],

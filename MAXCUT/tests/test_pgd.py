@@ -194,6 +194,14 @@ def test_lambda_min_finds_one_small_negative_eigenvalue_of_a_wide_spectrum(n, pr
         assert abs(direction[100]) > 0.99
 
 
+def test_lanczos_goes_on_when_no_more_vectors_can_be_kept(monkeypatch):
+    start, eigenvalues = np.random.default_rng(0).standard_normal(300), np.linspace(1, 2, 300)
+    for kept in (4 * 300, 299):  # four vectors, none
+        monkeypatch.setattr("pgd.REMEMBERED", kept)
+        bound, ritz_vector = lanczos(lambda v: eigenvalues * v, start, accuracy=1e-2)
+        assert 1 - 1.1e-2 <= bound <= 1 and abs(np.linalg.norm(ritz_vector()) - 1) < 1e-9
+
+
 def test_lanczos_vectors_stay_orthonormal_long_after_an_eigenvalue_has_converged():
     """The failure probability rests on Σ_j (u·q_j)² ≤ 1; without reorthogonalization ghosts of the outlier come in."""
     eigenvalues = np.append(np.linspace(-1, 1, 299), 1e3)

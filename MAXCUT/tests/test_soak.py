@@ -43,8 +43,8 @@ def problem(number: int) -> tuple[Graph, Tensor, Config, torch.Generator]:
         gradient="sampled" if rng.random() < 0.05 else "exact",
         draws=8,
     )
-    if options["algorithm"] == "2":  # pure: without momentum it takes longer
-        options |= dict(momentum=0, steps=2 * options["steps"])
+    if options["algorithm"] == "2":  # pure: without momentum it takes longer, and λ is constant
+        options |= dict(momentum=0, growth=1, steps=2 * options["steps"])
     return graph, V, Config(**options), generator
 
 
