@@ -250,7 +250,10 @@ def distortion(problem: Problem, M: Tensor) -> float:
 
 
 def exact_distortion(problem: Problem, M: Tensor) -> float:
-    """`distortion` by differences of the points: where two are near, their Gram matrix is off by up to 10⁻⁵ of it."""
+    """`distortion` by differences of the points, of the 10⁴ pairs where it is largest by their Gram matrix.
+
+    Where two points are near, that is off by up to 10⁻⁵ of it.
+    """
     ends, _, _ = strongest(problem, M, lambda c: c, 10**4, 1e-3)
     return distortion(problem.subset(*ends), M)
 
