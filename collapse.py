@@ -125,7 +125,7 @@ def main(config: Config) -> bool:
     with rc_context(STYLE | {"axes.titlesize": 12}), whole_files(config.out) as staging:
         figure = Figure(figsize=(11, 6.4), layout="constrained")
         moving = draw(figure, *histories)
-        figure.savefig(staging / "collapse.png", dpi=200)
+        figure.savefig(staging / "collapse.png")
         animate(figure, moving, staging / "collapse.gif")
     print(f"files: {config.out.resolve() / 'collapse'}.png, .gif")
     return False

@@ -407,6 +407,7 @@ STYLE = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "lines.linewidth": 2,
+    "savefig.dpi": 200,
 }
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -430,7 +431,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> None:
         if len(axis.get_majorticklocs()) > 4:  # enough: each tick more, with a label or not, is laid out four times
             axis.set_minor_locator(NullLocator())
     with rc_context(STYLE):  # by the canvases, as `savefig` draws everything twice
-        figure.set_dpi(200)
+        figure.set_dpi(STYLE["savefig.dpi"])
         FigureCanvasAgg(figure).print_png(folder / f"{name}.png")
         figure.set_layout_engine("none")  # laid out once is enough
         FigureCanvasPdf(figure).print_pdf(folder / f"{name}.pdf", metadata={"CreationDate": None})
