@@ -24,9 +24,9 @@ import plot
 import run
 from optimizer import Derandomization, unperturbed
 from run import Count, Device, Momentum, NotNegative, Positive, Seed
-from sdp import goemans_williamson, sdp_value, solve_sdp, upper_bound
+from sdp import Baselines, sdp_value, solve_sdp
 from search import search
-from utilities import EXACT_LIMIT, LARGE, aside, exact_maxcut, random_graph, read_graph
+from utilities import EXACT_LIMIT, LARGE, exact_maxcut, random_graph, read_graph, threads_restored
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class Config:
             raise ValueError("--algorithm 1 and 2 are pure: leave --seconds, --descents, --momentum and --growth out")
 
 
+@threads_restored()
 def main(config: Config) -> bool:
     """Run the experiment, save its files, print the summary; returns whether Ctrl-C cut it short."""
     graph = random_graph(config.n, config.p, config.graph_seed) if config.graph is None else read_graph(config.graph)
@@ -96,39 +97,38 @@ def main(config: Config) -> bool:
     checkpoint = run.Checkpoint(config.checkpoint, config, [torch.tensor(graph.n), graph.i, graph.j, graph.w])
     if "search" in checkpoint.parts and not (config.seconds or config.descents):
         raise ValueError(f"--checkpoint {config.checkpoint} is in a search, which goes on with --seconds or --descents")
-    large, cores = graph.m >= LARGE, torch.get_num_threads()
-    torch.set_num_threads(cores if large else 1)
+    workers = min(4, torch.get_num_threads()) if config.device == "cpu" else 1
+    if graph.m < LARGE:
+        torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # densities of decided vertices underflow, and subnormal numbers are slow
     graph, generator = graph.to(config.device), torch.Generator(config.device).manual_seed(config.seed)
     optimum = exact_maxcut(graph)[0] if graph.n <= EXACT_LIMIT else None
+
+    # Relax: rounding these vectors is Goemans and Williamson's random cut.
     since = time.perf_counter() - checkpoint.elapsed
-    V = solve_sdp(graph, generator=generator)
-    descent, found, relaxed = Derandomization(graph, V, config, generator), None, time.perf_counter()
-    workers = min(4, cores) if config.device == "cpu" else 1
-    first = descent if config.seconds and workers > 1 and not (config.descents or config.checkpoint or large) else None
-    draw = partial(goemans_williamson, graph, V, generator=torch.Generator(config.device).manual_seed(config.seed + 1))
-    known = aside(partial(upper_bound, graph, V), partial(draw, config.roundings), after=first and first.over)
-    s = (first or descent.run(checkpoint)).round()  # `first` needs one core, and the others search meanwhile
+    V, relaxed = solve_sdp(graph, generator=generator), time.perf_counter()
+    baselines = Baselines(graph, V, config.roundings, torch.Generator(config.device).manual_seed(config.seed + 1))
+
+    # Descend from them to one cut; search for better ones, and go where the best is an SOSP.
+    descent, found = Derandomization(graph, V, config, generator), None
+    s = descent.run(checkpoint).round()
     if (config.seconds or config.descents) and not descent.interrupted:
-
-        def most() -> float:  # with a number of descents only, nothing shall depend on when the bound is known
-            ready = (known[0].done() if config.seconds else not large) and not known[0].exception()
-            return optimum if optimum is not None else known[0].result()[0] if ready else float("inf")
-
-        how = since, most, workers, checkpoint, lambda: 1 + 150 * descent.pace, first
-        found = search(graph, V, s, config, *how)  # which leaves a second for figures, 150 steps' for the certificate
+        # With a number of descents only, nothing shall depend on when the bound is known.
+        most = partial(baselines.ceiling, wait=config.seconds is None) if optimum is None else lambda: optimum
+        # A second is left for figures, and 80 steps' for the certificate.
+        found = search(graph, V, s, config, since, most, workers, checkpoint, lambda: 1 + 80 * descent.pace)
         s = descent.plant(found)
     result, descended = descent.result(s), time.perf_counter()
-    interrupted, bound, proof, gw = result.interrupted, float(graph.w.clamp(min=0).sum()), "the weights' sum", None
-    try:  # these may take longer than the cut, which is what counts
-        bound, proof = known[0].result(timeout=2 if interrupted else None)
-        gw = known[1].result(timeout=2 if interrupted else None).cpu().numpy()
-    except (KeyboardInterrupt, TimeoutError, MemoryError, RuntimeError) as error:
-        interrupted |= isinstance(error, KeyboardInterrupt)
+
+    # Compare, also with a descent that nothing perturbs.
+    interrupted = not baselines.wait(2 if result.interrupted else None) or result.interrupted
     still = None if interrupted or graph.n > plot.DRAWN else unperturbed(graph, V, config, generator)
-    still, interrupted = (None, True) if still and still.interrupted else (still, interrupted)
+    if still and still.interrupted:
+        still, interrupted = None, True
+
+    # Draw, save, say.
     with run.whole_files(config.out, plot.SOMETIMES) as folder:
-        gw = draw(1).cpu().numpy() if gw is None else gw
+        (bound, proof), gw = baselines.bound, baselines.cuts.cpu().numpy()
         results = dict(experiment="MAXCUT", n=graph.n, m=graph.m, cut=result.cut, optimum=optimum)
         results |= dict(expected_cut=float(result.history["expected_cut"][-1]), objective=result.objective)
         results |= dict(upper_bound=bound, upper_bound_proof=proof, sdp_value=sdp_value(graph, V), sigma=result.sigma)

@@ -10,11 +10,9 @@ vertex. Signs don't mind the scaling, so that the lemma holds for the scaled var
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from math import hypot, isfinite, log, pi, sqrt
-from threading import Event
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -305,13 +303,9 @@ class Derandomization(Descent):
         V: (n, k) unit vectors.
         config: hyperparameters.
         generator: of all randomness.
-
-    Attributes:
-        over: for who runs it beside others to set at its end.
     """
 
     def __init__(self, graph: Graph, V: Tensor, config: "Config", generator: torch.Generator) -> None:
-        self.over = Event()
         self.graph, self.config, self.pure = graph, config, config.algorithm != "default"
         self.exact = Rounding(graph, config.epsilon)
         # Single precision nearly halves the time of a step on a large graph; on a small one it saves nothing.
@@ -321,17 +315,12 @@ class Derandomization(Descent):
         self.mu = torch.zeros_like(root_d).requires_grad_()
         steps, self.pace = config.steps, max(SECONDS_PER_STEP[0] * (graph.m + 2 * graph.n), SECONDS_PER_STEP[1])
         if config.seconds is not None:  # of which the first descent shall take a tenth
-            steps = int(min(steps, max(200, config.seconds / 10 / self.pace)))
+            steps = int(min(steps, max(100, config.seconds / 10 / self.pace)))
         pgd = perturbed([self.V, self.mu], config, self.objective, generator)
         super().__init__({"V": self.V, "mu": self.mu}, pgd, steps, generator)
         if not self.pure:
             self.pgd.perturb()
             self.kicks = [0] * self.pgd.perturbations
-
-    @property
-    def remaining(self) -> float:
-        """Seconds that the steps still to come take, at the pace of the last ones."""
-        return 0.0 if self.pgd.converged else self.pace * (self.steps - self.t)
 
     @property
     def ramp(self) -> int:
@@ -390,8 +379,8 @@ class Derandomization(Descent):
 
     @torch.no_grad()
     def round(self) -> Tensor:
-        """One cut from where the descent is, no worse than its expected cut: (n,) sides ±1."""
-        with self.unbroken() if self.history else nullcontext():  # before it has run there is nothing to keep
+        """One cut from where the descent is, no worse than the average of 32 draws of z: (n,) sides ±1."""
+        with self.unbroken():
             return self.exact.round(self.V.double(), self.mu.double(), generator=self.generator)
 
     @torch.no_grad()
@@ -435,8 +424,8 @@ class Derandomization(Descent):
 
 
 def unperturbed(graph: Graph, V: Tensor, config: "Config", generator: torch.Generator) -> Result:
-    """Where the descent of these arguments ends without a perturbation, and with smaller steps, as the curvature at the
-    saddle is of order 1/ε; after 5000 at most.
+    """Where the default algorithm ends without a perturbation, and with smaller steps, as the curvature at the saddle
+    is of order 1/ε; after 5000 at most.
     """
     plain = dict(radius=0.0, algorithm="default", seconds=None, descents=None)
     smaller = replace(config, lr=max(config.lr / 3, 1e-30), steps=min(config.steps, 5000), **plain)

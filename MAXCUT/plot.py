@@ -104,7 +104,7 @@ def saddle(run: Result, still: Result | None = None) -> Figure:
 
     Args:
         run: the run.
-        still: the same without perturbations, with smaller steps: μ stays 0 and it ends at a saddle.
+        still: the default algorithm without perturbations, with smaller steps: μ stays 0 and it ends at a saddle.
     """
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     panels: np.ndarray = figure.subplots(2, sharex=True)

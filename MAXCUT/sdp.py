@@ -3,7 +3,10 @@
 The relaxation: maximize ½ Σ_{i<j} w_ij (1 − v_i·v_j) over unit vectors v_i; the v_i are the rows of V (n × k).
 """
 
-from math import ceil, sqrt
+from contextlib import suppress
+from math import ceil, inf, sqrt
+from multiprocessing import TimeoutError
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import qdldl
@@ -138,3 +141,43 @@ def goemans_williamson(graph: Graph, V: Tensor, draws: int = 1000, generator: to
     """Cut values of independent random-hyperplane roundings sign(V z), z ~ N(0, I_k): (draws,) float64."""
     z = torch.randn(V.shape[1], draws, generator=generator, dtype=V.dtype, device=V.device)
     return torch.cat([cut_values(graph, (V @ block).sign()) for block in z.split(ceil(2**22 / graph.n), dim=1)])
+
+
+class Baselines:
+    """The upper bound, then Goemans–Williamson's cuts, made in a thread beside the run, which no end of it awaits.
+
+    Args:
+        graph, V: the graph, and the relaxation's vectors.
+        roundings: cuts to draw.
+        generator: of their randomness, which nobody else uses.
+
+    Attributes:
+        bound: see `upper_bound`; the sum of the positive weights until `wait` has it.
+        cuts: (roundings,) values; one until `wait` has them.
+    """
+
+    def __init__(self, graph: Graph, V: Tensor, roundings: int, generator: torch.Generator) -> None:
+        self.bound = float(graph.w.clamp(min=0).sum()), "the weights' sum"
+        self.cuts = goemans_williamson(graph, V, 1, generator.clone_state())
+        pool = ThreadPool(1)
+        self._bound = pool.apply_async(upper_bound, (graph, V))
+        self._cuts = pool.apply_async(goemans_williamson, (graph, V, roundings, generator))
+        pool.close()
+
+    def ceiling(self, wait: bool) -> float:
+        """What no cut is above; inf if that failed, or, unless it is to `wait`, while nobody knows."""
+        if wait:
+            self._bound.wait()
+        return self._bound.get()[0] if self._bound.ready() and self._bound.successful() else inf
+
+    def wait(self, seconds: float | None) -> bool:
+        """Take in what is there after so many seconds for each, or for as long as it takes; False after Ctrl-C."""
+        lost = TimeoutError, MemoryError, RuntimeError  # they may take more than there is: the cut is what counts
+        try:
+            with suppress(*lost):
+                self.bound = self._bound.get(seconds)
+            with suppress(*lost):
+                self.cuts = self._cuts.get(seconds)
+        except KeyboardInterrupt:
+            return False
+        return True

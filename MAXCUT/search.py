@@ -3,8 +3,8 @@
 A perturbation large enough to leave the basin *reheats* a cut, or what two cuts agree on, and one of the `ways` takes
 the randomness out again. The new cut and the old are united part by part. A bandit gives the time to the ways that
 lately gained most on this graph. A few cuts are kept, and one more where the best has not grown for long, so that none
-is the end of all. All this happens on the graph's `kernel`. With little time there is one annealing and no more. Where
-the run's first descent needs one core, the others search meanwhile.
+is the end of all. All this happens on the graph's `kernel`. With little time there is one annealing and no more, but
+where clusters help.
 """
 
 import time
@@ -21,10 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kernel import kernel
-from optimizer import Derandomization
 from population import Search
 from run import Checkpoint, held
-from utilities import Graph, trim
+from utilities import Graph, threads_restored, trim
 from ways import GROWING, SHORTEST, TEAMS, WAYS, Ways
 
 if TYPE_CHECKING:
@@ -59,7 +58,6 @@ class Reheating:
         config: hyperparameters; `seconds` and `descents` end the search.
         left: tells the seconds that are left; none, once the search is to end.
         checkpoint: keeps the state of the search.
-        first: see `search`; None once its cut is taken in.
     """
 
     def __init__(
@@ -69,10 +67,9 @@ class Reheating:
         config: "Config",
         left: Callable[[], float],
         checkpoint: Checkpoint,
-        first: Derandomization | None = None,
     ) -> None:
         trim()  # of what came before
-        self.ways, self.found, self.checkpoint, self.first = ways, found, checkpoint, first
+        self.ways, self.found, self.checkpoint = ways, found, checkpoint
         self.left, self.descents, self.seed, self.lock = left, config.descents or inf, config.seed, Lock()
         self.slowness = 1.0  # of the machine, beside what is planned
         self.menu = list(WAYS)
@@ -133,50 +130,22 @@ class Reheating:
             self.checkpoint.keep("search", self.found.state_dict, finished=True)
 
     def run(self, workers: int, progress: Callable[[], float], stop: Event) -> None:
-        """Search in so many threads until it is over; Ctrl-C, however often, only tells them to stop.
-
-        One of them begins when this thread has run `first`.
-        """
+        """Search in so many threads until it is over; Ctrl-C, however often, only tells them to stop."""
+        task, made = self.task(workers), []
         with ThreadPoolExecutor(workers) as pool:
-            made = [task := pool.submit(self.task, workers)]
-
-            def begin(count: int) -> None:
-                made.extend(pool.submit(lambda: task.result()(progress)) for _ in range(count))
-
-            try:
-                begin(workers - bool(self.first))
-                if self.first:
-                    self.take_first(progress)
-                    begin(1)
-            except BaseException as error:
-                stop.set()
-                self.found.interrupted = isinstance(error, KeyboardInterrupt)
-                if not self.found.interrupted:
-                    raise
             while True:
                 try:
+                    made += [pool.submit(task, progress) for _ in range(workers - len(made))]
                     wait(made, return_when=FIRST_EXCEPTION)
                     break
                 except KeyboardInterrupt:
-                    self.found.interrupted = True
                     stop.set()
+                    self.found.interrupted = True
             stop.set()
         for worker in made:
             worker.result()
         if not self.found.interrupted:
             self.checkpoint.keep("search", self.found.state_dict, finished=True)
-
-    def take_first(self, progress: Callable[[], float]) -> None:
-        """Run the first descent, and add its cut to the search."""
-        self.first.run()
-        self.first.over.set()
-        cut = self.first.round().cpu().numpy()[self.found.kernel.vertices]
-        with self.lock:
-            self.found.add(cut, 0, progress())
-            self.found.descents -= 1  # it is not one of the search's
-        if self.first.interrupted:
-            raise KeyboardInterrupt
-        self.first = None
 
     @torch.no_grad()
     def work(self, progress: Callable[[], float]) -> None:
@@ -222,7 +191,6 @@ def search(
     workers: int = 1,
     checkpoint: Checkpoint | None = None,
     reserve: Callable[[], float] = lambda: 0.0,
-    first: Derandomization | None = None,
 ) -> Search:
     """Descend from reheated cuts until config.seconds after `since`, until the bound is reached, or until Ctrl-C.
 
@@ -235,7 +203,6 @@ def search(
         workers: threads side by side; with one, and without `seconds`, nothing depends on the machine.
         checkpoint: keeps the state of the search; a search that it has is gone on with.
         reserve: tells by how many seconds it is to end earlier, for what the run has still to do.
-        first: a descent to be run in this thread, while the other workers search already.
     """
     checkpoint, stop = checkpoint or Checkpoint(), Event()
     size, whole = float(graph.w.abs().sum()), bool((graph.w == graph.w.round()).all())
@@ -244,29 +211,24 @@ def search(
         if stop.is_set() or reached(found.best[-1], bound(), size, whole):
             return 0.0
         limit = inf if config.seconds is None else max(config.seconds - reserve(), config.seconds / 2)
-        # The first descent may take longer than it should: until it has ended there is nothing to save time for.
-        return max(limit - (time.perf_counter() - since), first.remaining if reheating.first else 0.0)
+        return limit - (time.perf_counter() - since)
 
     def progress() -> float:
-        if not reheating.first:  # whose bar the main thread draws: Ctrl-C in it would leave tqdm locked for good
-            bar.set_postfix_str(f"cut {found.best[-1]:.10g}", refresh=False)
-            bar.update(round(time.perf_counter() - since, 1) - bar.n)
+        bar.set_postfix_str(f"cut {found.best[-1]:.10g}", refresh=False)
+        bar.update(round(time.perf_counter() - since, 1) - bar.n)
         return time.perf_counter() - since
 
     with held() as pressed:
         reduced = kernel(graph)
         found = Search(reduced, s.cpu().numpy(), time.perf_counter() - since)
         ways = Ways(reduced.graph, V[torch.from_numpy(reduced.vertices).to(V.device)], config.epsilon, config.rank)
-        reheating, threads = Reheating(ways, found, config, left, checkpoint, first), torch.get_num_threads()
+        reheating = Reheating(ways, found, config, left, checkpoint)
     found.interrupted = bool(pressed)
-    torch.set_num_threads(1)  # the workers are the parallelism; threads within a step would wait for each other
-    with tqdm(desc="search", total=config.seconds, unit="s", disable=None, leave=False) as bar:
+    with threads_restored(), tqdm(desc="search", total=config.seconds, unit="s", disable=None, leave=False) as bar:
+        torch.set_num_threads(1)  # the workers are the parallelism; threads within a step would wait for each other
         try:
             if not found.interrupted:
                 reheating.run(workers, progress, stop)
         except KeyboardInterrupt:
             found.interrupted = True
-    torch.set_num_threads(threads)
-    if first and not first.history:  # Ctrl-C came before its first step
-        raise KeyboardInterrupt
     return found

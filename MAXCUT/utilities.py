@@ -3,13 +3,12 @@
 import ctypes
 import sys
 import warnings
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from threading import Event, Thread
-from typing import Any, TextIO
+from typing import TextIO
 
 import networkx as nx
 import numpy as np
@@ -25,7 +24,7 @@ EXACT_LIMIT = 25
 """largest number of vertices for which `exact_maxcut` fits in memory (2^24 numbers)"""
 
 MAX_VERTICES, MAX_EDGES = 10**8, 10**8
-"""a sanity check on what files claim and flags ask for"""
+"""a sanity check on the vertices of files, and on the graphs that flags ask for"""
 
 MAX_TOTAL = 1e305
 """largest Σ|w|, and its inverse the smallest: beyond, sums of cuts overflow, or weights lose digits"""
@@ -98,21 +97,14 @@ def trim() -> None:
         getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)(0)
 
 
-def aside(*calls: Callable[[], Any], after: Event | None = None) -> list[Future]:
-    """What the calls return, made one after the other, once `after` is set, in a thread that no end of a run awaits."""
-    futures = [Future() for _ in calls]
-
-    def work() -> None:
-        if after:
-            after.wait()
-        for future, call in zip(futures, calls, strict=True):
-            try:
-                future.set_result(call())
-            except BaseException as error:  # is raised where the result is asked for
-                future.set_exception(error)
-
-    Thread(target=work, daemon=True).start()
-    return futures
+@contextmanager
+def threads_restored() -> Iterator[None]:
+    """The block may change PyTorch's number of threads, which is what it was afterwards."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def weighted_sums(start: Tensor, column: Tensor, values: Tensor, Y: Tensor) -> Tensor:

@@ -292,7 +292,8 @@ class Ways:
     def _without_vectors(self, x: np.ndarray, rng: np.random.Generator, left: Left) -> Tensor | None:
         y = 0.1 * rng.standard_normal(x.shape)
         x, y = (torch.from_numpy(z.T).to(self.V).contiguous() for z in (x, y))
-        x = bifurcate(self.W, x, y, WAYS["bifurcation"], 0.5, STEP, bool(rng.random() < 0.5), left)
+        discrete = bool(rng.random() < 0.5)
+        x = bifurcate(self.W, x, y, WAYS["bifurcation"], a=0.5, c=0.5, discrete=discrete, left=left)
         return x if x is None else x.T
 
 

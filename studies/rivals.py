@@ -142,8 +142,8 @@ def cuts_of_search(graph: Graph, seconds: float, seed: int, cores: int = 2, rand
     V, config = solve_sdp(graph, generator=generator), Config(seconds=seconds, seed=seed)
     if random_vectors:
         V = normalize(torch.randn(V.shape, generator=generator))
-    descent = Derandomization(graph, V, config, generator)
-    found = search(graph, V, descent.round(), config, since, workers=cores, first=descent)
+    descent = Derandomization(graph, V, config, generator).run()
+    found = search(graph, V, descent.round(), config, since, workers=cores)
     if descent.interrupted or found.interrupted:
         raise KeyboardInterrupt
     return [(t, cut) for t, cut in zip(found.seconds, found.best, strict=True) if t <= max(seconds, found.seconds[0])]

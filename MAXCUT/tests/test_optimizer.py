@@ -318,7 +318,7 @@ def test_few_seconds_plan_few_steps_and_a_resumed_descent_keeps_its_plan():
     graph, g = random_graph(), generator()
     V = solve_sdp(graph, generator=g)
     few, many = (Derandomization(graph, V, Config(seconds=x), generator(seed)) for x, seed in ((1e-3, 1), (1e3, 2)))
-    assert (few.steps, many.steps) == (200, 1500)
+    assert (few.steps, many.steps) == (100, 1500)
     for _ in range(10):
         few.step()
         few.t += 1

@@ -2,9 +2,7 @@
 
 import concurrent.futures
 import math
-import threading
 import time
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import networkx as nx
@@ -281,56 +279,6 @@ def test_without_time_for_every_way_a_random_graph_is_annealed_and_a_torus_has_i
         found = search(graph, V, s, Config(seconds=0.3), start, workers=2)
         assert found.best[-1] > found.best[0] if ended else "clusters" in made and "population" not in made
         assert (found.descents == ended and made == []) or not ended
-
-
-class First:
-    """A descent that waits until others have searched, and ends at one cut; Ctrl-C or an error may come first."""
-
-    def __init__(self, searched: threading.Event, s: torch.Tensor, interrupted=False, error=None) -> None:
-        self.searched, self.s, self.interrupted, self.error = searched, s, interrupted, error
-        self.remaining, self.history, self.over = 60.0, {"step": [0]}, threading.Event()
-
-    def run(self) -> "First":
-        assert self.searched.wait(30)
-        self.remaining = 0.0
-        if self.error:
-            raise self.error
-        return self
-
-    def round(self) -> torch.Tensor:
-        return self.s
-
-
-@pytest.mark.parametrize("how", [{}, {"interrupted": True}, {"error": FloatingPointError("f is nan")}])
-def test_while_the_first_descent_runs_the_others_search_and_end_with_it_where_it_is_cut_short(how, monkeypatch):
-    graph, others = random_graph(60, 0.2, 1), threading.Event()
-    monkeypatch.setattr(Ways, "__call__", lambda ways, way, memory, *rest: others.set() or np.sign(memory + 0.5))
-    monkeypatch.setattr(Ways, "seconds", lambda ways, way: 1e-3)
-    V, s = torch.eye(graph.n), torch.cat([torch.ones(30), -torch.ones(30)])
-    start = time.perf_counter()
-    config, first = Config(seconds=60 if how else 1), First(others, s, **how)
-    with pytest.raises(FloatingPointError) if "error" in how else nullcontext():
-        found = search(graph, V, torch.ones(60), config, start, workers=2, first=first)
-        assert found.best == [0.0, cut_of(graph, s)] and found.interrupted == first.interrupted
-        assert (found.best_cut() == s.numpy()).all() or (found.best_cut() == -s.numpy()).all()
-    assert time.perf_counter() - start < 30 and others.is_set()
-
-
-def test_while_the_first_descent_takes_longer_than_planned_the_others_go_on(monkeypatch):
-    graph, others, made = random_graph(60, 0.2, 1), threading.Event(), []
-
-    def slow(ways: Ways, way: str, memory: np.ndarray, *rest: object) -> np.ndarray:
-        time.sleep(0.01)
-        made.extend(memory)
-        if len(made) >= 40:  # in 0.1 s there is time for ten
-            others.set()
-        return memory
-
-    monkeypatch.setattr(Ways, "__call__", slow)
-    monkeypatch.setattr(Ways, "seconds", lambda ways, way: 1e-3)
-    first, start = First(others, torch.ones(60)), time.perf_counter()
-    found = search(graph, torch.eye(60), torch.ones(60), Config(seconds=0.1), start, workers=2, first=first)
-    assert found.descents == len(made) >= 40
 
 
 def test_a_number_of_descents_ends_the_search_on_a_graph_too_large_for_every_way(made):
