@@ -209,10 +209,9 @@ def draw_gaps(gaps: list[tuple[str, str, float, list]], end: float) -> Figure:
     for axes, kind in zip(panels, families, strict=False):
         for color, rival in ((color, r) for color, r in zip(COLORS, RIVALS, strict=True) if r in took_part):
             runs = [run for *what, limit, run in gaps if what == [kind, rival] and limit == end]
-            for run in runs or [[]]:  # an empty line, so that every panel has the whole legend
-                t, gap = np.array(run).reshape(-1, 2).T
-                t, gap = (np.append(t, end), np.append(gap, gap[-1])) if len(t) else (t, gap)
-                how = dict(linewidth=2.2, zorder=3) if rival == "ours" else dict(linewidth=1.2)
+            how = dict(linewidth=2.2, zorder=3) if rival == "ours" else dict(linewidth=1.2)
+            for run in runs:
+                t, gap = np.array([*run, (end, run[-1][1])]).T
                 axes.step(t, np.maximum(gap, least), where="post", color=color, label=rival, **how)
         axes.axhline(least, color="black", linewidth=0.8, linestyle=":", label="no gap")
         axes.set(xscale="log", yscale="log", title=kind, xlabel="seconds", ylabel="gap to the reference")

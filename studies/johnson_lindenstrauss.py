@@ -366,8 +366,7 @@ def scale(options: Sweep) -> None:
     slope = runs[-1]["seconds"] * (np.array(SCALE) / SCALE[-1]) ** 2
     took.plot(SCALE, slope, ":", color=GREY, linewidth=1.2, label="as the number of pairs")
     lost.plot(SCALE, [run["distortion"] for run in runs], "o-", color=BLUE)
-    lost.plot(SCALE, [run["pca"] for run in runs], "s-.", color=GREEN)
-    took.plot([], [], "s-.", color=GREEN, label="best-scaled PCA")
+    lost.plot(SCALE, [run["pca"] for run in runs], "s-.", color=GREEN, label="best-scaled PCA")
     took.set(yscale="log", ylim=(1, None), ylabel="seconds of two cores")
     lost.set(ylim=(0, 1), ylabel="worst distortion, over all pairs")
     for axes in (took, lost):
