@@ -185,12 +185,22 @@ def report(
 
 def command_line(studies: dict[str, Callable[..., int | None]], description: str) -> int:
     """One subcommand a study; returns the exit status: the study's, 2 for bad input, 130 after Ctrl-C."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # λ and ‖ where the terminal has none
     try:
         with rc_context(STYLE):
             flat = (tyro.conf.OmitArgPrefixes,)
             studies = {name: validate_call(study) for name, study in studies.items()}  # tyro does not know of ranges
-            return tyro.extras.subcommand_cli_from_dict(studies, description=description, config=flat) or 0
-    except (ValueError, OSError) as error:
+            status = tyro.extras.subcommand_cli_from_dict(studies, description=description, config=flat) or 0
+            print(end="", flush=True)
+            return status
+    except BrokenPipeError:  # nobody reads on, as in `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, FloatingPointError) as error:
+        if sys.flags.dev_mode:
+            raise
         found = error.errors() if isinstance(error, ValidationError) else ()
         text = "; ".join(f"--{x['loc'][0]} is {x['input']}: {x['msg']}" for x in found if x["loc"]) or str(error)
         print("error:", " ".join(text.split()), file=sys.stderr)

@@ -1,8 +1,10 @@
 """The harness of the studies: what is kept, what is run again, processes side by side, Slurm, quartiles and tables."""
 
 import json
+import os
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -204,6 +206,8 @@ def toy(options: Sweep) -> int:
     (options.out / "new").mkdir(parents=True)
     if options.seeds == 2:
         raise KeyboardInterrupt
+    if options.seeds == 4:
+        raise FloatingPointError("the gradient is nan")
     return 1 if options.seeds == 3 else None
 
 
@@ -222,6 +226,21 @@ def test_exit_status(tmp_path, monkeypatch, capsys):
     assert called(monkeypatch, "toy", "--out", tmp_path / "1") == 2  # new/ is there
     message = capsys.readouterr().err
     assert message.startswith("error: ") and "new" in message and message.count("\n") == 1
+    assert called(monkeypatch, "toy", "--seeds", 4, "--out", tmp_path / "4") == 2
+    assert capsys.readouterr().err == "error: the gradient is nan\n"
+    monkeypatch.setattr(sys, "flags", SimpleNamespace(dev_mode=True))
+    with pytest.raises(FileExistsError):  # with -X dev it is said where
+        called(monkeypatch, "toy", "--out", tmp_path / "1")
+
+
+def test_a_terminal_without_letters_and_a_reader_that_goes_away(tmp_path):
+    toys = "def toy(): print('λ' * 10**6)\nsys.exit(sweep.command_line(dict(toy=toy, other=toy), 'Toys.'))\n"
+    (tmp_path / "toys.py").write_text(f"import sys\nsys.path[:0] = {sys.path}\nimport sweep\n{toys}")
+    how = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    with subprocess.Popen([sys.executable, tmp_path / "toys.py", "toy"], **how) as process:
+        assert process.stdout.read(3) == b"???"
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
 
 
 @pytest.mark.parametrize("bad", [["toy", "--seeds", "0"], ["toy", "--jobs", "0"], ["toy", "--sede", "1"], ["toys"], []])
