@@ -223,6 +223,11 @@ def recover(case: Row) -> Row:
     return found | {"link known": sine(best @ unmixed, V)}
 
 
+# --- figures and tables -----------------------------------------------------------------------------------------------
+
+LEFT = r"$\|W_\perp\|_F$ / $\|W_\perp\|_F$ at the start"
+
+
 def learnt(name: str, settings: dict[tuple, Row], options: Sweep) -> list[list]:
     """A study's lines: a setting's labels and the quartiles of MEASURED over the runs that differ from BASE so."""
     cases = {}  # BASE may be there many times, and is run once
@@ -232,11 +237,6 @@ def learnt(name: str, settings: dict[tuple, Row], options: Sweep) -> list[list]:
             cases[str(case)] = case
     rows = sweep(learn, list(cases.values()), name, options)
     return [[*labels, *(quartiles(rows, m, **(BASE | x)) for m in MEASURED)] for labels, x in settings.items()]
-
-
-# --- figures ----------------------------------------------------------------------------------------------------------
-
-LEFT = r"$\|W_\perp\|_F$ / $\|W_\perp\|_F$ at the start"
 
 
 def lemma(options: Sweep) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -102,6 +103,12 @@ def test_a_changed_source_runs_everything_again_but_a_changed_figure_nothing(stu
     assert rows[0]["y"] == 2 and again == ALL
     (study.folder / "toy_model.py").write_text("a = 1\n")
     assert study.calls() == (ROWS, [])
+
+
+@pytest.mark.parametrize("name", ["benchmark", "johnson_lindenstrauss", "maxcut", "neural_networks"])
+def test_what_makes_tables_and_figures_stands_below_the_line(name):
+    above = (ROOT / "studies" / f"{name}.py").read_text().split("\n# --- figures")[0]
+    assert not re.findall(r"\b(report|quartiles|Figure)\(", above)
 
 
 def test_a_source_that_changes_meanwhile_counts_for_the_next_sweep(study):
