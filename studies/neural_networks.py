@@ -6,7 +6,7 @@
 import sys
 from collections.abc import Callable
 from functools import partial
-from math import inf, isnan, log10, sqrt
+from math import inf, log10, sqrt
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).parents[1] / "NeuralNetworks"))
@@ -28,7 +28,7 @@ from main import Config
 from model import Batch, Student, Teacher, build, risk, squared
 from peers import PEERS
 from run import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, legend_below
-from sweep import Row, Sweep, band, command_line, quartiles, report, sweep, whole
+from sweep import Row, Sweep, band, command_line, in_words, quartiles, report, sweep, whole
 from train import Training, complete
 
 # --- exact risk in the plane, first layer trained, as in figure 3 -----------------------------------------------------
@@ -259,18 +259,25 @@ def lemma(options: Sweep) -> None:
         axes.plot(x, [q[1] for q in kinds["lemma"]], color="black", linewidth=1.2, label="Lemma 3.1, $K$ estimated")
         axes.set(xscale="log", yscale="log", xlabel=label)
         axes.set_ylim(bottom=1e-6)  # at the smallest λ the band goes on, to rounding errors
-        for i, (lam, rho) in enumerate(line):
+        for lam, rho in line:
             runs = [row for row in rows if (row["lam"], row["rho"]) == (lam, rho)]
             counts = [f"{sum(row[name] for row in runs)} of {len(runs)}" for name in ("holds", "is_sosp")]
             steps = quartiles(runs, "steps")
-            bounds = ["none" if isnan(kind[i][1]) else kind[i] for kind in kinds.values()]
-            body.append([f"{lam:.2g}", f"{rho:.2g}", *bounds, *counts, steps])
+            body.append([f"{lam:.2g}", f"{rho:.2g}", *(if_any(runs, name) for name in kinds), *counts, steps])
     panels[0].set(ylabel=r"$\|W_\perp\|_F$ at the end")
     legend_below(figure, columns=2)
     header = ["λ", "ρ", "‖W⊥‖", "Stein's identity", "Lemma 3.1, K estimated", "the first holds", "SOSP", "steps"]
     findings = {"runs": len(rows), "holds": sum(row["holds"] for row in rows)}
     findings |= {"silent": sum(row["lemma"] is None for row in rows), "sosp": sum(row["is_sosp"] for row in rows)}
     report("study_lemma", header, body, figure, options.out, findings)
+
+
+def if_any(runs: list[Row], bound: str) -> object:
+    """Quartiles over the runs that have this bound; in words where some have none."""
+    found, without = quartiles(runs, bound), sum(row[bound] is None for row in runs)
+    if without in (0, len(runs)):
+        return "none" if without else found
+    return f"{in_words(found)}, none in {without} of {len(runs)}"
 
 
 def inputs(options: Sweep) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -186,6 +187,8 @@ def test_quartiles():
     assert quartiles(rows, "y", a="p") == (2, 3, 4)
     assert quartiles(rows, "y", a="q", y=110) == (110, 110, 110)
     assert quartiles(rows[:5] + [dict(a="p", y=11)], "y") == (2.25, 3.5, 8.5)
+    assert quartiles([*rows[:5], dict(a="p", y=None)], "y") == (2, 3, 4)
+    assert np.isnan(quartiles([dict(y=None)], "y")).all()
 
 
 def test_table():
