@@ -353,8 +353,7 @@ def samples(options: Sweep) -> None:
         ratios.append(same[-1][1] / fresh[1])
     axes.set(xscale="log", yscale="log", xlabel="$N$", ylabel=LEFT)
     legend_below(figure, columns=2)
-    findings = {"kept_100": body[0][2][1], "kept_1e5": body[len(POINTS) - 2][2][1]}
-    findings |= {"ratio_low": min(ratios), "ratio_high": max(ratios)}
+    findings = {"kept_100": body[0][2][1], "ratio_low": min(ratios), "ratio_high": max(ratios)}
     report("study_samples", ["label noise", "N", *MEASURED.values()], body, figure, options.out, findings)
 
 
@@ -377,14 +376,12 @@ def structure(options: Sweep) -> None:
     findings = {"runs": len(rows), "right": sum(row["right"] for row in rows)}
     for (name, value), where in groups.items():
         runs = [row for row in rows if where.items() <= row.items() and (name == "link" or row["link"] in few)]
-        sines[name, value] = ours, *others = [quartiles(runs, method) for method in methods]
+        sines[name, value] = ours, *peers, known = [quartiles(runs, method) for method in methods]
         r2, gap, right = quartiles(runs, "r2"), quartiles(runs, "gap"), sum(row["right"] for row in runs)
-        findings |= {f"{name}_{value}": ours[1], f"gap_{name}_{value}": gap[1], f"known_{name}_{value}": others[-1][1]}
+        findings |= {f"{name}_{value}": ours[1], f"gap_{name}_{value}": gap[1], f"known_{name}_{value}": known[1]}
         shown = [tuple(round(x, digits) + 0.0 for x in q) for q, digits in ((r2, 3), (gap, 4), (ours, 3))]  # no −0
-        body.append([name, value, f"{right} of {len(runs)}", *shown])
-        body[-1] += [f"{q[1]:.3f}" for q in reversed(others)]
-        if value == STEP:
-            body[-1][6] = "–"
+        body.append([name, value, f"{right} of {len(runs)}", *shown, "–" if value == STEP else f"{known[1]:.3f}"])
+        body[-1] += [f"{q[1]:.3f}" for q in reversed(peers)]
     figure = _lines(sines, methods)
     header = ["factor", "value", "right number", "test R²", "R² that the true directions add", "sine: ours"]
     header += reversed(methods[1:])
