@@ -189,7 +189,10 @@ def report(
 
 
 def command_line(studies: dict[str, Callable[..., int | None]], description: str) -> int:
-    """One subcommand a study; returns the exit status: the study's, 2 for bad input, 130 after Ctrl-C."""
+    """One subcommand a study; returns the exit status: the study's, 130 after Ctrl-C, or 2 for bad input.
+
+    That is said in one line (`python -X dev` shows where from).
+    """
     for stream in filter(None, (sys.stdout, sys.stderr)):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # λ and ‖ where the terminal has none
