@@ -41,7 +41,7 @@ class PGD(torch.optim.Optimizer):
         f_decrease: fall of f that counts as an escape; default √(rho³/K), the order in Jin et al.
         objective: f as a function without arguments, twice differentiable in params; chooses Algorithm 2.
         curvature: how far below 0 Algorithm 2 takes λ_min for flat, > 0; default √(K rho).
-        K: Lipschitz constant of the Hessian that the defaults of the last two take.
+        K: Lipschitz constant of the Hessian that the defaults of f_decrease and curvature take.
         generator: source of the kicks' randomness.
 
     Attributes:
@@ -134,7 +134,7 @@ class PGD(torch.optim.Optimizer):
                 self._x, self._f, self._t_noise = [x.clone() for x in params], _value(f), self._t
                 self.perturb()
             f = self._evaluate(closure)  # the gradient at the perturbed point
-        elif waited == self.patience:
+        elif waited == self.patience and group["rho"] > 0:
             f_decrease = sqrt(group["rho"] ** 3 / self.K) if self.f_decrease is None else self.f_decrease
             if _value(f) - self._f > -f_decrease:
                 for x, remembered in zip(params, self._x, strict=True):
@@ -195,7 +195,7 @@ def lambda_min(
         objective: f as a function without arguments, twice differentiable in params; its value is not looked at.
         params: tensors that require gradients.
         accuracy: how far, in f's unit, the bound may lie below the least Ritz value, as far as the precision of params
-            allows; by default 10⁻⁴ of the spectrum's width.
+            allows; by default 10⁻⁴ of the largest ‖H v‖ seen.
         seed: of Lanczos' start vector.
 
     Returns:
@@ -228,8 +228,8 @@ def lanczos(
     Args:
         product: v ↦ H v.
         start: (n,) a sample of N(0, I).
-        accuracy: stops where the bound is so near to θ; inf: 10⁻⁴ of the spectrum's width.
-        finest: relative to the width, the accuracy that rounding allows.
+        accuracy: stops where the bound is so near to θ; inf: 10⁻⁴ of the largest ‖H v‖ seen.
+        finest: relative to the same, the accuracy that rounding allows.
 
     Returns:
         ℓ, that all eigenvalues exceed but for the probability `FAILURE`, and a function that computes θ's Ritz vector.

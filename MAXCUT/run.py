@@ -445,7 +445,7 @@ def perturbations(axes: Axes, kicks: Sequence[int]) -> None:
 
 def legend_below(figure: Figure, columns: int | None = None) -> None:
     """One legend for all panels, below them; in one column up to three lines, else two, unless it is said."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
+    drawn = (zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes)
+    unique = {label: handle for panel in drawn for handle, label in panel}
     columns = columns or (1 if len(unique) < 4 else 2)
     figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=columns, fontsize=9)

@@ -137,7 +137,6 @@ def norms(result: Result, lam: float) -> Figure:
     rate.yaxis.set(major_formatter="{x:g}")
     for panel in (axes, rate):
         perturbations(panel, history["kicks"])
-    axes.plot([], [], **limit)
     legend_below(figure, columns=2)
     return figure
 

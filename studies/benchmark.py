@@ -34,8 +34,6 @@ from utilities import EXACT_LIMIT, Graph, exact_maxcut, from_networkx, make_grap
 
 ROUNDINGS = 1000
 Sizes = Annotated[tuple[Annotated[float, Field(ge=100)], ...], Field(min_length=1)]
-COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, GREY, SKY)
-"""of the rivals, in their order"""
 
 
 def torus(side: int, seed: int) -> Graph:
@@ -50,7 +48,7 @@ def read_folder(folder: Path | None) -> tuple[dict[str, Graph], dict[str, float]
     """The graphs by name, and their cuts in best_known.csv if it is there; without a folder a few random graphs.
 
     Raises:
-        ValueError: no such folder, no graphs, or a best_known.csv without columns instance and best_known.
+        ValueError: no such folder, no graphs, two of a name, or a best_known.csv without its columns.
     """
     if folder is None:
         cubic = from_networkx(nx.random_regular_graph(3, 2000, seed=1))
@@ -58,9 +56,13 @@ def read_folder(folder: Path | None) -> tuple[dict[str, Graph], dict[str, float]
         return some | {"torus-1024": torus(32, 1), "regular-2000": cubic}, {}
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of graphs")
-    files = [file for file in folder.iterdir() if file.suffix not in (".csv", ".md") and file.is_file()]
+    seen = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    files = [file for file in seen if file.suffix not in (".csv", ".md")]
     if not files:
         raise ValueError(f"{folder} holds no graphs")
+    names = [file.stem for file in files]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{folder} holds two graphs of the name {twice[0]}; rename one")
     table, columns = folder / "best_known.csv", dict(index_col="instance", usecols=["instance", "best_known"])
     types = {"instance": str, "best_known": float}
     known = pd.read_csv(table, dtype=types, **columns)["best_known"].dropna().to_dict() if table.exists() else {}
@@ -104,6 +106,12 @@ def controls(case: Row) -> Row:
     gw = float(goemans_williamson(graph, V, ROUNDINGS, generator).max())
     optimum = exact_maxcut(graph)[0] if graph.n <= EXACT_LIMIT else None
     return dict(expected=expected, first=first, random=random, gw=gw, bound=upper_bound(graph, V)[0], optimum=optimum)
+
+
+# --- figures and tables -----------------------------------------------------------------------------------------------
+
+COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, GREY, SKY)
+"""of the rivals, in their order"""
 
 
 def cuts(
@@ -195,9 +203,6 @@ def steps(edges: Sizes = (1e4, 3e4, 1e5, 3e5, 1e6, 5e6), repeats: Count = 5, out
     report("benchmark_steps", ["vertices", "edges", "ms a step", "ns an edge"], body, figure, out, {"exponent": slope})
 
 
-# --- figures ----------------------------------------------------------------------------------------------------------
-
-
 def draw_gaps(gaps: list[tuple[str, str, float, list]], end: float) -> Figure:
     """Relative gap to the reference against seconds: a panel a family, a colour a rival, a line a run of `end` s."""
     families = sorted({kind for kind, *_ in gaps}) or [""]  # no panel has a curve where no rival could take part
@@ -209,10 +214,9 @@ def draw_gaps(gaps: list[tuple[str, str, float, list]], end: float) -> Figure:
     for axes, kind in zip(panels, families, strict=False):
         for color, rival in ((color, r) for color, r in zip(COLORS, RIVALS, strict=True) if r in took_part):
             runs = [run for *what, limit, run in gaps if what == [kind, rival] and limit == end]
-            for run in runs or [[]]:  # an empty line, so that every panel has the whole legend
-                t, gap = np.array(run).reshape(-1, 2).T
-                t, gap = (np.append(t, end), np.append(gap, gap[-1])) if len(t) else (t, gap)
-                how = dict(linewidth=2.2, zorder=3) if rival == "ours" else dict(linewidth=1.2)
+            how = dict(linewidth=2.2, zorder=3) if rival == "ours" else dict(linewidth=1.2)
+            for run in runs:
+                t, gap = np.array([*run, (end, run[-1][1])]).T
                 axes.step(t, np.maximum(gap, least), where="post", color=color, label=rival, **how)
         axes.axhline(least, color="black", linewidth=0.8, linestyle=":", label="no gap")
         axes.set(xscale="log", yscale="log", title=kind, xlabel="seconds", ylabel="gap to the reference")

@@ -1,7 +1,8 @@
 """Studies of the projection: the dimensions that it needs, its three objectives, what its start is to its end, points
 that it was not fitted to, the nearest neighbours that are left, and the time that many points take.
 
-python studies/johnson_lindenstrauss.py dimensions --jobs 2, and so on; each saves its table, figure and finished runs.
+python studies/johnson_lindenstrauss.py dimensions --jobs 2, and so on; each saves its table, figure and finished runs
+(`scale` only draws what results/ has).
 """
 
 import json
@@ -243,18 +244,16 @@ def dimensions(options: Sweep, n: Size = 100) -> None:
     cases = [dict(data=data, n=n, k=k, seed=seed) for data in DATA for k in DIMENSIONS for seed in seeds]
     rows = sweep(run_dimensions, cases, "dimensions", options)
     panels, body, theory = {}, [], {}
-    for data in DATA:
-        runs = {method: [{} for _ in seeds] for method in METHODS}
-        for row in (row for row in rows if row["data"] == data):
-            for method in METHODS & row.keys():
-                runs[method][row["seed"]][row["k"]] = row[method]
-        panels[f"{n} {data}, d = {DATA[data]}"] = {
-            method: {k: quartiles(rows, method, data=data, k=k) for k in each[0]} for method, each in runs.items()
+    for data, d in DATA.items():
+        by = {method: [row for row in rows if row["data"] == data and method in row] for method in METHODS}
+        panels[f"{n} {data}, d = {d}"] = {
+            method: {row["k"]: quartiles(some, method, k=row["k"]) for row in some} for method, some in by.items()
         }
+        runs = [[{x["k"]: x[m] for x in some if x["seed"] == seed} for seed in seeds] for m, some in by.items()]
         # The norms of n vectors are distances of n + 1 points: the origin is the last.
         asked = {int(johnson_lindenstrauss_min_dim(n + (data == "vectors"), eps=eps)): eps for eps in EPSILONS}
         theory[data] = asked
-        body += [[data, eps, *(needed_quartiles(x, eps) for x in runs.values()), k] for k, eps in asked.items()]
+        body += [[data, eps, *(needed_quartiles(x, eps) for x in runs), k] for k, eps in asked.items()]
     styles = [(BLUE, "o-"), (GREEN, "s-."), (RED, "v-"), (RED, "v:"), (ORANGE, "^--")]
     figure = draw(panels, styles, "dimensions kept, k")
     for axes, asked in zip(figure.axes, theory.values(), strict=True):
@@ -324,7 +323,7 @@ def starts(options: Sweep, n: Annotated[int, Field(ge=11, le=1797)] = 500) -> No
     legend_below(figure, 4)
     header = ["k", "start", "least", "median", "most", "SOSPs", "half of best-scaled PCA's"]
     body.sort(key=lambda line: line[0])
-    report("study_starts", header, body, figure, options.out, {"n": n, "seeds": options.seeds})
+    report("study_starts", header, body, figure, options.out, {"n": n})
 
 
 def generalization(options: Sweep, n: tuple[Size, ...] = (50, 100, 400)) -> None:
@@ -366,8 +365,7 @@ def scale(options: Sweep) -> None:
     slope = runs[-1]["seconds"] * (np.array(SCALE) / SCALE[-1]) ** 2
     took.plot(SCALE, slope, ":", color=GREY, linewidth=1.2, label="as the number of pairs")
     lost.plot(SCALE, [run["distortion"] for run in runs], "o-", color=BLUE)
-    lost.plot(SCALE, [run["pca"] for run in runs], "s-.", color=GREEN)
-    took.plot([], [], "s-.", color=GREEN, label="best-scaled PCA")
+    lost.plot(SCALE, [run["pca"] for run in runs], "s-.", color=GREEN, label="best-scaled PCA")
     took.set(yscale="log", ylim=(1, None), ylabel="seconds of two cores")
     lost.set(ylim=(0, 1), ylabel="worst distortion, over all pairs")
     for axes in (took, lost):

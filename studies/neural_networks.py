@@ -6,7 +6,7 @@
 import sys
 from collections.abc import Callable
 from functools import partial
-from math import inf, isnan, log10, sqrt
+from math import inf, log10, sqrt
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).parents[1] / "NeuralNetworks"))
@@ -28,7 +28,7 @@ from main import Config
 from model import Batch, Student, Teacher, build, risk, squared
 from peers import PEERS
 from run import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, legend_below
-from sweep import Row, Sweep, band, command_line, quartiles, report, sweep, whole
+from sweep import Row, Sweep, band, command_line, in_words, quartiles, report, sweep, whole
 from train import Training, complete
 
 # --- exact risk in the plane, first layer trained, as in figure 3 -----------------------------------------------------
@@ -223,6 +223,11 @@ def recover(case: Row) -> Row:
     return found | {"link known": sine(best @ unmixed, V)}
 
 
+# --- figures and tables -----------------------------------------------------------------------------------------------
+
+LEFT = r"$\|W_\perp\|_F$ / $\|W_\perp\|_F$ at the start"
+
+
 def learnt(name: str, settings: dict[tuple, Row], options: Sweep) -> list[list]:
     """A study's lines: a setting's labels and the quartiles of MEASURED over the runs that differ from BASE so."""
     cases = {}  # BASE may be there many times, and is run once
@@ -232,11 +237,6 @@ def learnt(name: str, settings: dict[tuple, Row], options: Sweep) -> list[list]:
             cases[str(case)] = case
     rows = sweep(learn, list(cases.values()), name, options)
     return [[*labels, *(quartiles(rows, m, **(BASE | x)) for m in MEASURED)] for labels, x in settings.items()]
-
-
-# --- figures ----------------------------------------------------------------------------------------------------------
-
-LEFT = r"$\|W_\perp\|_F$ / $\|W_\perp\|_F$ at the start"
 
 
 def lemma(options: Sweep) -> None:
@@ -259,18 +259,25 @@ def lemma(options: Sweep) -> None:
         axes.plot(x, [q[1] for q in kinds["lemma"]], color="black", linewidth=1.2, label="Lemma 3.1, $K$ estimated")
         axes.set(xscale="log", yscale="log", xlabel=label)
         axes.set_ylim(bottom=1e-6)  # at the smallest λ the band goes on, to rounding errors
-        for i, (lam, rho) in enumerate(line):
+        for lam, rho in line:
             runs = [row for row in rows if (row["lam"], row["rho"]) == (lam, rho)]
             counts = [f"{sum(row[name] for row in runs)} of {len(runs)}" for name in ("holds", "is_sosp")]
             steps = quartiles(runs, "steps")
-            bounds = ["none" if isnan(kind[i][1]) else kind[i] for kind in kinds.values()]
-            body.append([f"{lam:.2g}", f"{rho:.2g}", *bounds, *counts, steps])
+            body.append([f"{lam:.2g}", f"{rho:.2g}", *(if_any(runs, name) for name in kinds), *counts, steps])
     panels[0].set(ylabel=r"$\|W_\perp\|_F$ at the end")
     legend_below(figure, columns=2)
     header = ["λ", "ρ", "‖W⊥‖", "Stein's identity", "Lemma 3.1, K estimated", "the first holds", "SOSP", "steps"]
     findings = {"runs": len(rows), "holds": sum(row["holds"] for row in rows)}
     findings |= {"silent": sum(row["lemma"] is None for row in rows), "sosp": sum(row["is_sosp"] for row in rows)}
     report("study_lemma", header, body, figure, options.out, findings)
+
+
+def if_any(runs: list[Row], bound: str) -> object:
+    """Quartiles over the runs that have this bound; in words where some have none."""
+    found, without = quartiles(runs, bound), sum(row[bound] is None for row in runs)
+    if without in (0, len(runs)):
+        return "none" if without else found
+    return f"{in_words(found)}, none in {without} of {len(runs)}"
 
 
 def inputs(options: Sweep) -> None:
@@ -346,8 +353,7 @@ def samples(options: Sweep) -> None:
         ratios.append(same[-1][1] / fresh[1])
     axes.set(xscale="log", yscale="log", xlabel="$N$", ylabel=LEFT)
     legend_below(figure, columns=2)
-    findings = {"kept_100": body[0][2][1], "kept_1e5": body[len(POINTS) - 2][2][1]}
-    findings |= {"ratio_low": min(ratios), "ratio_high": max(ratios)}
+    findings = {"kept_100": body[0][2][1], "ratio_low": min(ratios), "ratio_high": max(ratios)}
     report("study_samples", ["label noise", "N", *MEASURED.values()], body, figure, options.out, findings)
 
 
@@ -370,14 +376,12 @@ def structure(options: Sweep) -> None:
     findings = {"runs": len(rows), "right": sum(row["right"] for row in rows)}
     for (name, value), where in groups.items():
         runs = [row for row in rows if where.items() <= row.items() and (name == "link" or row["link"] in few)]
-        sines[name, value] = ours, *others = [quartiles(runs, method) for method in methods]
+        sines[name, value] = ours, *peers, known = [quartiles(runs, method) for method in methods]
         r2, gap, right = quartiles(runs, "r2"), quartiles(runs, "gap"), sum(row["right"] for row in runs)
-        findings |= {f"{name}_{value}": ours[1], f"gap_{name}_{value}": gap[1], f"known_{name}_{value}": others[-1][1]}
+        findings |= {f"{name}_{value}": ours[1], f"gap_{name}_{value}": gap[1], f"known_{name}_{value}": known[1]}
         shown = [tuple(round(x, digits) + 0.0 for x in q) for q, digits in ((r2, 3), (gap, 4), (ours, 3))]  # no −0
-        body.append([name, value, f"{right} of {len(runs)}", *shown])
-        body[-1] += [f"{q[1]:.3f}" for q in reversed(others)]
-        if value == STEP:
-            body[-1][6] = "–"
+        body.append([name, value, f"{right} of {len(runs)}", *shown, "–" if value == STEP else f"{known[1]:.3f}"])
+        body[-1] += [f"{q[1]:.3f}" for q in reversed(peers)]
     figure = _lines(sines, methods)
     header = ["factor", "value", "right number", "test R²", "R² that the true directions add", "sine: ours"]
     header += reversed(methods[1:])

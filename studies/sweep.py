@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -131,22 +132,26 @@ def whole(result: Any) -> Any:
 
 
 def quartiles(rows: Sequence[Row], column: str, **where: object) -> tuple[float, float, float]:
-    """First quartile, median and third quartile of a column, over the rows with these values."""
-    values = [row[column] for row in rows if where.items() <= row.items()]
-    q1, median, q3 = np.quantile(np.array(values, dtype=float), [0.25, 0.5, 0.75])
+    """First quartile, median and third quartile of a column, over the rows with these values; where it is None aside.
+
+    Without any they are nan.
+    """
+    values = [row[column] for row in rows if where.items() <= row.items() and row[column] is not None]
+    q1, median, q3 = np.quantile(np.array(values or [nan], dtype=float), [0.25, 0.5, 0.75])
     return float(q1), float(median), float(q3)
 
 
 def table(header: Sequence[str], body: Sequence[Sequence[object]]) -> str:
     """A Markdown table; numbers to four digits, quartiles as `median (q1 – q3)`."""
-
-    def text(cell: object) -> str:
-        if isinstance(cell, tuple | list):
-            return f"{cell[1]:.4g} ({cell[0]:.4g} – {cell[2]:.4g})"
-        return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
-
     lines = [header, ["---"] * len(header), *body]
-    return "\n".join(f"| {' | '.join(map(text, line))} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(in_words, line))} |" for line in lines)
+
+
+def in_words(cell: object) -> str:
+    """A table's cell: a number, quartiles, or words."""
+    if isinstance(cell, tuple | list):
+        return f"{cell[1]:.4g} ({cell[0]:.4g} – {cell[2]:.4g})"
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
 def band(
@@ -184,13 +189,26 @@ def report(
 
 
 def command_line(studies: dict[str, Callable[..., int | None]], description: str) -> int:
-    """One subcommand a study; returns the exit status: the study's, 2 for bad input, 130 after Ctrl-C."""
+    """One subcommand a study; returns the exit status: the study's, 130 after Ctrl-C, or 2 for bad input.
+
+    That is said in one line (`python -X dev` shows where from).
+    """
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # λ and ‖ where the terminal has none
     try:
         with rc_context(STYLE):
             flat = (tyro.conf.OmitArgPrefixes,)
             studies = {name: validate_call(study) for name, study in studies.items()}  # tyro does not know of ranges
-            return tyro.extras.subcommand_cli_from_dict(studies, description=description, config=flat) or 0
-    except (ValueError, OSError) as error:
+            status = tyro.extras.subcommand_cli_from_dict(studies, description=description, config=flat) or 0
+            print(end="", flush=True)
+            return status
+    except BrokenPipeError:  # nobody reads on, as in `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, FloatingPointError) as error:
+        if sys.flags.dev_mode:
+            raise
         found = error.errors() if isinstance(error, ValidationError) else ()
         text = "; ".join(f"--{x['loc'][0]} is {x['input']}: {x['msg']}" for x in found if x["loc"]) or str(error)
         print("error:", " ".join(text.split()), file=sys.stderr)

@@ -7,7 +7,7 @@ python studies/tables.py check                           says where a README and
 A table stands between `<!-- table NAME -->` and `<!-- end -->`: results/tables.toml has its columns, format strings
 over a row's results.json, in which `a/b` divides and `a[b]` looks up; or it is a study's own. A number in prose is a
 link, `[22](results/nn_default.json "w_perp_initial:.0f")`, whose title is such a format. The command that a table
-shows follows from the config that its run has kept, so no table names another command than the one that ran.
+shows is of the row's flags, and nothing is written unless they give the config that each run has kept.
 """
 
 import ast
@@ -84,29 +84,23 @@ def defaults(experiment: str) -> dict[str, object]:
     return {field.target.id: ast.literal_eval(field.value) for field in fields}
 
 
-def command(name: str, result: dict) -> list[str]:
-    """The flags with which the run's config differs from the defaults, as the command line takes them."""
-    found, known = [], defaults(result["experiment"])
-    if new := known.keys() - result["config"].keys():
-        raise ValueError(f"results/{name}.json: it is older than {min(new)}; run {name} again")
-    for field, value in result["config"].items():
-        if field not in known:
-            raise ValueError(f"results/{name}.json: {field} is no hyperparameter any more; run {name} again")
-        default, flag = known[field], f"--{field.replace('_', '-')}"
-        if value == (list(default) if isinstance(default, tuple) else default):
-            continue
-        if isinstance(value, bool):
-            found.append(flag if value else f"--no-{flag[2:]}")
-        else:
-            found += [flag, *map(_argument, value if isinstance(value, list) else [value])]
-    return found
+def stale() -> Iterator[str]:
+    """Where the config that a row's run has kept is not what its flags give, with main.py's defaults as they are."""
+    for experiment, row in rows():
+        name, asked, ran = row["name"], defaults(experiment), load(row["name"])["config"]
+        for flag in re.split("(?:^| )--", row["flags"])[1:]:
+            field, *values = shlex.split(flag)
+            asked[field.removeprefix("no-").replace("-", "_")] = values or not field.startswith("no-")
+        asked, ran = ({field: _plain(value) for field, value in config.items()} for config in (asked, ran))
+        for x in sorted({field for field, _ in asked.items() ^ ran.items()}):
+            told = f"ran with {x} {ran.get(x, 'not there')}, now it is {asked.get(x, 'not there')}"
+            yield f"results/{name}.json: {told}; run {name} again"
 
 
-def _argument(value: object) -> str:
-    if not isinstance(value, float):
-        return shlex.quote(str(value))
-    short = f"{value:g}"
-    return re.sub(r"e([+-])0*", lambda e: "e" + e[1].strip("+"), short if float(short) == value else repr(value))
+def _plain(value: object) -> str:
+    """A hyperparameter's value, the same for a flag's and a config's: 1e-5 is 0.00001, and a path its name."""
+    words = [Path(str(x)).name for x in (value if isinstance(value, list | tuple) else [value])]
+    return " ".join(f"{float(x):.15g}" if re.fullmatch(r"[-+.\de]*\d[-+.\de]*", x) else x for x in words)
 
 
 def run(names: tuple[str, ...] = (), /, graphs: Path | None = None) -> int:
@@ -152,9 +146,9 @@ def table(name: str, folder: Path) -> str:
     if "experiment" in spec and "command" in header:
         program = "main.py" if folder.name == spec["experiment"] else f"{spec['experiment']}/main.py"
         header["command"] = f"`python {program} …`"
+    known = {row["name"]: row["flags"].replace("GRAPHS/", "") for _, row in rows()}
     for row in spec["rows"]:
-        result = load(row["name"])
-        flags = " ".join(command(row["name"], result))
+        result, flags = load(row["name"]), known[row["name"]]
         if "experiment" not in spec:
             flags = f"python {result['experiment']}/main.py {flags}".strip()
         label = f"{row['label']}: " if "label" in row else ""
@@ -181,7 +175,9 @@ def readmes() -> list[Path]:
 
 
 def write() -> None:
-    """Write tables and numbers into the READMEs."""
+    """Write tables and numbers into the READMEs, unless a run is `stale`."""
+    if found := list(stale()):
+        raise ValueError(found[0])
     texts = {readme: written(readme) for readme in readmes()}  # all, or none
     for readme, text in texts.items():
         if text != readme.read_text(encoding="utf-8"):
@@ -191,16 +187,7 @@ def write() -> None:
 
 def differences() -> list[str]:
     """Where a README and the results differ, or a row's flags and the config of its run."""
-
-    def plain(flags: list[str]) -> list[str]:
-        words = [_argument(float(x)) if re.fullmatch(r"[-+.\de]*\d[-+.\de]*", x) else Path(x).name for x in flags]
-        return sorted(map(str.strip, " ".join(words).split("--")))
-
-    found = []
-    for _, row in rows():
-        shown, asked = command(row["name"], load(row["name"])), shlex.split(row["flags"])
-        if plain(shown) != plain(asked):
-            found.append(f"results/{row['name']}.json: ran with {shlex.join(shown)}, tables.toml asks {row['flags']}")
+    found = list(stale())
     for readme in readmes():
         lines = readme.read_text(encoding="utf-8").splitlines(), written(readme).splitlines()
         differ = [old for old, new in zip(*lines, strict=False) if old != new]

@@ -138,6 +138,16 @@ def test_a_kick_must_lower_f_by_the_order_of_jin_et_al(K, fall, escaped):
     assert bool(x.any()) == escaped  # else it is back where it was kicked
 
 
+def test_at_rho_0_the_rule_sleeps_though_it_has_kicked():
+    x = torch.tensor([0.0, math.sqrt(2)])
+    pgd = descend(two_dimensional, x, steps=10, patience=20)
+    assert pgd.perturbations == 1
+    pgd.param_groups[0]["rho"] = 0.0
+    for _ in range(30):
+        pgd.step(lambda: two_dimensional(x))
+    assert not pgd.converged and pgd.perturbations == 1
+
+
 def test_a_costly_objective_is_evaluated_only_for_the_stopping_rule():
     x, calls = torch.tensor([0.0, math.sqrt(2)]), []
 

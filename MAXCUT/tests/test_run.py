@@ -314,3 +314,12 @@ def test_logarithmic_axes_have_their_labels_in_plain_letters(tmp_path):
     assert labels(near, minor=True)[:2] == ["2×10⁻¹", "3×10⁻¹"]
     assert labels(signed) == ["−10⁰", "−10⁻³", "0", "10⁻²"]
     assert labels(linear) == ["$0$", "½"]
+
+
+def test_the_legend_has_each_label_of_all_panels_once():
+    figure = Figure()
+    for axes, labels in zip(figure.subplots(2), (("one",), ("one", "two")), strict=True):
+        for label in labels:
+            axes.plot([0], [0], label=label)
+    run.legend_below(figure)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two"]

@@ -175,6 +175,17 @@ def test_bad_input_is_refused_in_one_line(monkeypatch, capsys, arguments):
     assert message.startswith("error: ") and message.count("\n") == 1
 
 
+def test_hidden_files_are_no_graphs_and_two_of_a_name_are_refused(tmp_path):
+    for name in ("g.txt", ".g.txt.swp"):
+        (tmp_path / name).write_text("2 1\n1 2\n")
+    benchmark.read_folder.cache_clear()
+    assert list(read_folder(tmp_path)[0]) == ["g"]
+    (tmp_path / "g.edgelist").write_text("1 2\n")
+    benchmark.read_folder.cache_clear()
+    with pytest.raises(ValueError, match="two graphs of the name g"):
+        read_folder(tmp_path)
+
+
 def test_best_known_values_without_their_columns_are_refused(tmp_path, monkeypatch, capsys):
     (tmp_path / "g.txt").write_text("2 1\n1 2\n")
     (tmp_path / "best_known.csv").write_text("graph,cut\ng,1\n")

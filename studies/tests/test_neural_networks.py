@@ -71,6 +71,12 @@ def test_exact_runs_end_at_an_sosp_under_the_bounds(monkeypatch):
     assert row["w_perp"] < 1e-2 * row["w_perp_initial"]
 
 
+def test_bounds_of_those_that_have_one():
+    runs = [dict(y=0.1), dict(y=0.2), dict(y=None)]
+    assert study.if_any(runs[:1], "y") == (0.1, 0.1, 0.1) and study.if_any(runs[2:], "y") == "none"
+    assert study.if_any(runs, "y") == "0.15 (0.125 – 0.175), none in 1 of 3"
+
+
 def test_a_run_is_a_function_of_its_case(monkeypatch):
     assert study.learn(case()) == study.learn(case())
     assert study.learn(case()) != study.learn(case() | dict(seed=1))

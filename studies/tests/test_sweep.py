@@ -1,12 +1,16 @@
 """The harness of the studies: what is kept, what is run again, processes side by side, Slurm, quartiles and tables."""
 
 import json
+import os
+import re
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -102,6 +106,12 @@ def test_a_changed_source_runs_everything_again_but_a_changed_figure_nothing(stu
     assert study.calls() == (ROWS, [])
 
 
+@pytest.mark.parametrize("name", ["benchmark", "johnson_lindenstrauss", "maxcut", "neural_networks"])
+def test_what_makes_tables_and_figures_stands_below_the_line(name):
+    above = (ROOT / "studies" / f"{name}.py").read_text().split("\n# --- figures")[0]
+    assert not re.findall(r"\b(report|quartiles|Figure)\(", above)
+
+
 def test_a_source_that_changes_meanwhile_counts_for_the_next_sweep(study):
     edits = f"    Path({str(study.folder / 'toy_model.py')!r}).write_text(f'a = 1  # {{case[\"seed\"]}}')\n    return"
     study.source.write_text(STUDY.replace("    return", edits))
@@ -177,6 +187,8 @@ def test_quartiles():
     assert quartiles(rows, "y", a="p") == (2, 3, 4)
     assert quartiles(rows, "y", a="q", y=110) == (110, 110, 110)
     assert quartiles(rows[:5] + [dict(a="p", y=11)], "y") == (2.25, 3.5, 8.5)
+    assert quartiles([*rows[:5], dict(a="p", y=None)], "y") == (2, 3, 4)
+    assert np.isnan(quartiles([dict(y=None)], "y")).all()
 
 
 def test_table():
@@ -204,6 +216,8 @@ def toy(options: Sweep) -> int:
     (options.out / "new").mkdir(parents=True)
     if options.seeds == 2:
         raise KeyboardInterrupt
+    if options.seeds == 4:
+        raise FloatingPointError("the gradient is nan")
     return 1 if options.seeds == 3 else None
 
 
@@ -222,6 +236,21 @@ def test_exit_status(tmp_path, monkeypatch, capsys):
     assert called(monkeypatch, "toy", "--out", tmp_path / "1") == 2  # new/ is there
     message = capsys.readouterr().err
     assert message.startswith("error: ") and "new" in message and message.count("\n") == 1
+    assert called(monkeypatch, "toy", "--seeds", 4, "--out", tmp_path / "4") == 2
+    assert capsys.readouterr().err == "error: the gradient is nan\n"
+    monkeypatch.setattr(sys, "flags", SimpleNamespace(dev_mode=True))
+    with pytest.raises(FileExistsError):  # with -X dev it is said where
+        called(monkeypatch, "toy", "--out", tmp_path / "1")
+
+
+def test_a_terminal_without_letters_and_a_reader_that_goes_away(tmp_path):
+    toys = "def toy(): print('λ' * 10**6)\nsys.exit(sweep.command_line(dict(toy=toy, other=toy), 'Toys.'))\n"
+    (tmp_path / "toys.py").write_text(f"import sys\nsys.path[:0] = {sys.path}\nimport sweep\n{toys}")
+    how = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    with subprocess.Popen([sys.executable, tmp_path / "toys.py", "toy"], **how) as process:
+        assert process.stdout.read(3) == b"???"
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
 
 
 @pytest.mark.parametrize("bad", [["toy", "--seeds", "0"], ["toy", "--jobs", "0"], ["toy", "--sede", "1"], ["toys"], []])
