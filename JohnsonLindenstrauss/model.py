@@ -407,53 +407,38 @@ def bound_gradient(problem: Problem, M: Tensor, s: Tensor, tau: float) -> tuple[
     return f, (out @ problem.X) / total, 2 * s / (k * d) * (by_variance / total)
 
 
-class BallProbability(torch.autograd.Function):
-    """P[‖A x‖² ≤ c] with k rows, as a function of q = ‖M x‖² and variance = σ² > 0: noncentral χ², exact.
+class Ball(torch.autograd.Function):
+    """P[‖A x‖² ≤ c] with k rows or, if `density`, the density f_k of ‖A x‖²/σ² at c/σ², as a function of q = ‖M x‖² and
+    variance = σ² > 0: noncentral χ², exact. Differentiable any number of times:
 
-    With f_k for the density of ‖A x‖²/σ² at c/σ²: ∂P/∂q = −f_{k+2}/σ² and ∂P/∂σ² = (q f_{k+2} − c f_k)/σ⁴.
-    Differentiable any number of times.
+    ∂P/∂q = −f_{k+2}/σ²,             ∂P/∂σ² = (q f_{k+2} − c f_k)/σ⁴,
+    ∂f_k/∂q = (f_{k+2} − f_k)/(2σ²),  ∂f_k/∂σ² = ((c + q − (k − 2)σ²) f_k − 2q f_{k+2})/(2σ⁴).
     """
 
     @staticmethod
-    def forward(ctx, q: Tensor, variance: Tensor, c: float, k: int) -> Tensor:
+    def forward(ctx, q: Tensor, variance: Tensor, c: float, k: int, density: bool) -> Tensor:
         ctx.save_for_backward(q, variance)
-        ctx.c, ctx.k = c, k
+        ctx.c, ctx.k, ctx.density = c, k, density
+        law = chndtr
+        if density:
+            from scipy.stats import ncx2  # takes half a second
+
+            law = ncx2.pdf
         below, open_ = _sides(q, variance, c, k)
-        probability, v = below.to(q), float(variance)
-        probability[open_] = torch.from_numpy(chndtr(c / v, k, q[open_].clamp(min=0).cpu().numpy() / v)).to(q)
-        return probability
+        value, v = torch.zeros_like(q) if density else below.to(q), float(variance)
+        value[open_] = torch.from_numpy(law(c / v, k, q[open_].clamp(min=0).cpu().numpy() / v)).to(q)
+        return value
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, variance = ctx.saved_tensors
-        f, f2 = (BallDensity.apply(q, variance, ctx.c, ctx.k + more) for more in (0, 2))
-        d_variance = (q * f2 - ctx.c * f) / variance.square()
-        return -grad * f2 / variance, (grad * d_variance).sum(), None, None
-
-
-class BallDensity(torch.autograd.Function):
-    """The density f_k of ‖A x‖²/σ² at c/σ²; arguments as in `BallProbability`.
-
-    ∂f_k/∂q = (f_{k+2} − f_k)/(2σ²), and ∂f_k/∂σ² = ((c + q − (k − 2)σ²) f_k − 2q f_{k+2})/(2σ⁴).
-    """
-
-    @staticmethod
-    def forward(ctx, q: Tensor, variance: Tensor, c: float, k: int) -> Tensor:
-        from scipy.stats import ncx2  # takes half a second
-
-        ctx.save_for_backward(q, variance)
-        ctx.c, ctx.k = c, k
-        _, open_ = _sides(q, variance, c, k)
-        density, v = torch.zeros_like(q), float(variance)
-        density[open_] = torch.from_numpy(ncx2.pdf(c / v, k, q[open_].clamp(min=0).cpu().numpy() / v)).to(q)
-        return density
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, variance = ctx.saved_tensors
-        f, f2 = (BallDensity.apply(q, variance, ctx.c, ctx.k + more) for more in (0, 2))
-        d_variance = ((ctx.c + q - (ctx.k - 2) * variance) * f - 2 * q * f2) / (2 * variance.square())
-        return grad * (f2 - f) / (2 * variance), (grad * d_variance).sum(), None, None
+        (q, variance), c, k = ctx.saved_tensors, ctx.c, ctx.k
+        f, f2 = (Ball.apply(q, variance, c, k + more, True) for more in (0, 2))
+        if ctx.density:
+            d_q = (f2 - f) / (2 * variance)
+            d_variance = ((c + q - (k - 2) * variance) * f - 2 * q * f2) / (2 * variance.square())
+        else:
+            d_q, d_variance = -f2 / variance, (q * f2 - c * f) / variance.square()
+        return grad * d_q, (grad * d_variance).sum(), None, None, None
 
 
 def _sides(q: Tensor, variance: Tensor, c: float, k: int) -> tuple[Tensor, Tensor]:
@@ -465,9 +450,9 @@ def _sides(q: Tensor, variance: Tensor, c: float, k: int) -> tuple[Tensor, Tenso
 
 
 def ball_probability(q: Tensor, variance: Tensor, c: float, k: int) -> Tensor:
-    """`BallProbability`; where σ < 10⁻⁴ √c by its normal limit, which is off by O(kσ³) and holds down to σ = 0."""
+    """P of `Ball`; where σ < 10⁻⁴ √c by its normal limit, which is off by O(kσ³) and holds down to σ = 0."""
     if variance > 1e-8 * c:
-        return BallProbability.apply(q, variance, c, k)
+        return Ball.apply(q, variance, c, k, False)
     y, sigma = q.clamp(min=c / 4).sqrt(), variance.clamp(min=1e-30).sqrt()
     return torch.special.ndtr((c**0.5 - y) / sigma - (k - 1) * sigma / (2 * (c**0.5 * y).sqrt()))
 

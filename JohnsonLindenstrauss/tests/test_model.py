@@ -12,7 +12,7 @@ from torch import Tensor
 
 import model
 from model import (
-    BallProbability,
+    Ball,
     Pairs,
     Vectors,
     bound,
@@ -151,7 +151,7 @@ def test_heat_identity(kind, name):
 def test_ball_probability_agrees_with_scipy(k, sigma):
     q, variance = torch.linspace(0, 3, 13), torch.tensor(sigma**2)
     exact = scipy.stats.ncx2.cdf(1.2 / sigma**2, k, (q / variance).numpy())
-    assert BallProbability.apply(q, variance, 1.2, k).numpy() == pytest.approx(exact, abs=1e-14)
+    assert Ball.apply(q, variance, 1.2, k, False).numpy() == pytest.approx(exact, abs=1e-14)
 
 
 @pytest.mark.parametrize("kind", ["vectors", "pairs"])
