@@ -169,7 +169,12 @@ class SomePairs:
     def __init__(self, pairs: Pairs, i: Tensor, j: Tensor, log_weight: Tensor | float = 0.0) -> None:
         self.X, self.log_weight, self.chosen = pairs.X, log_weight, (i, j)
         self.N, self.d, self.blocks = len(i), pairs.d, [slice(None)]
-        D = (pairs.points.index_select(0, i) - pairs.points.index_select(0, j)).square().sum(1)
+        # All differences at once may be gigabytes.
+        parts = [
+            (pairs.points.index_select(0, a) - pairs.points.index_select(0, b)).square().sum(1)
+            for a, b in zip(i.split(TILE), j.split(TILE), strict=True)
+        ]
+        D = torch.cat(parts)
         # One row a pair: row i minus row j, over the distance. A product with it costs a third of picking the rows.
         pair, ends = torch.arange(self.N, device=i.device), torch.cat([i, j])
         signs = torch.cat([D.rsqrt(), -D.rsqrt()])

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import model
 from model import (
@@ -256,6 +257,24 @@ def test_the_strongest_of_all_pairs_with_the_memory_of_a_few(limit, margin, monk
     found = torch.cat([(q - 1).abs() for q in distortions(few, M)])
     assert torch.allclose(found, keys) and few.N == len(expected)
     assert torch.allclose(few.units().norm(dim=1), torch.tensor(1.0))
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor holds that is made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        self.numbers = max(self.numbers, made.numel() if torch.is_tensor(made) else 0)
+        return made
+
+
+def test_a_few_pairs_in_many_columns_take_the_memory_of_fewer():
+    pairs, (i, j) = Pairs(normal(50, 2000)), torch.triu_indices(50, 50, 1)
+    with Largest() as largest:
+        few = pairs.subset(i, j)
+    assert few.N == 1225 and largest.numbers <= 256 * 2000
 
 
 def test_of_equal_keys_none_is_kept_in_the_place_of_a_larger_one():
