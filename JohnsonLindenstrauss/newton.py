@@ -37,6 +37,8 @@ MARGIN = 30
 """pairs lighter than the heaviest by e^−MARGIN are left out"""
 DENSE = 10**4
 """most variables for which ∇²f is formed and factorized"""
+PAIRS = 10**4
+"""most pairs that a step's model takes note of where ∇²f is not formed: a matrix has as many rows and columns"""
 CERTIFIABLE = 10**6
 """most pairs that a certificate looks at one by one: λ_min of more would take minutes, and memory"""
 LEFT_OUT = 1e-3
@@ -264,12 +266,14 @@ class Newton:
 
     def _solver(self, L: Tensor, D: Tensor) -> Callable[[Tensor], Tensor]:
         """x ↦ −K⁻¹ x, both (k, r), from the Cholesky factor L of K or, where pairs are few, of one of the k equal
-        blocks of A: K = A + Jᵀ C J, and K⁻¹ = A⁻¹ − A⁻¹ Jᵀ (I + C J A⁻¹ Jᵀ)⁻¹ C J A⁻¹ (Woodbury).
+        blocks of A: K = A + Jᵀ C J, and K⁻¹ = A⁻¹ − A⁻¹ Jᵀ (I + C J A⁻¹ Jᵀ)⁻¹ C J A⁻¹ (Woodbury), J of the `PAIRS`
+        heaviest at most.
         """
-        U, Z, free = self.U, self._at.Z, self.free
         if self._dense():
-            inverse = torch.cholesky_inverse(L)
+            inverse, free = torch.cholesky_inverse(L), self.free
             return lambda x: torch.zeros_like(x).masked_scatter_(free, -(inverse @ x[free].to(L)).to(x))
+        heavy = D.sum(0).topk(min(PAIRS, len(self.U)))[1].sort()[0]  # by the others K is only larger
+        U, Z, D = self.U[heavy], self._at.Z[heavy], D[:, heavy]
         delta = D[0] - D[1]
         C = torch.diag(D.sum(0)) - delta[:, None] * delta / D.sum()
         inner = torch.linalg.lu_factor(

@@ -266,7 +266,8 @@ class Derandomization(Descent):
         """Whether pairs that matter and variables are few enough for Newton's method, or pairs far fewer than these."""
         variables, pairs = self.params["M"].numel(), self.few.N
         few = pairs <= PER_VARIABLE * variables + ANYWAY // 2 and not is_sample(self.few)
-        fits = variables <= DENSE or 4 * pairs < min(variables, 2 * DENSE)  # matrices have the fewer of both as sides
+        # A matrix has the fewer of both as sides; later at most `newton.PAIRS`.
+        fits = variables <= DENSE or 4 * pairs < min(variables, 2 * DENSE)
         return few and fits and self.tau >= min(SWITCH, self.config.tau)
 
     def isometry(self) -> None:
