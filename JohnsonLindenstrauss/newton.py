@@ -164,7 +164,7 @@ class Newton:
 
     @property
     def f(self) -> float:
-        """f at M, over all pairs."""
+        """f at M, over the pairs that matter there."""
         return self._at.f
 
     @property
@@ -218,7 +218,9 @@ class Newton:
         return k <= r and diagonal.min() > 1e-4 * diagonal.max()
 
     def _look(self, M: Tensor) -> tuple[tuple[Tensor, ...], Tensor, float, At]:
-        """Those of all that matter at M, their unit vectors, the worst distortion, and f."""
+        """Those of all that matter at M, before tau_end the `limit` heaviest at most; their unit vectors; the worst
+        distortion of all; and f.
+        """
         limit = 10**9 if self.tau == self.tau_end else self.limit
         with threads(1):  # tile by tile
             ends, _, worst = strongest(self.problem, M, lambda c: c, limit, MARGIN / self.before)
@@ -288,7 +290,7 @@ class Newton:
         return solve
 
     def _accept(self, d: Tensor, expected: float, easily: bool) -> bool:
-        """Go to M + d if that lowers f over all pairs or, where rounding hides it, ‖∇f‖; say whether."""
+        """Go to M + d if that lowers f, over what matters there, or where rounding hides it, ‖∇f‖; say whether."""
         M = self.M + d
         if weigh(self.U, M, self.tau, self.G).f > self.f + NOISE:  # more pairs would only add to it
             return False
