@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from main import Config
 
 STAGE = 10
-"""steps between two values of τ, two choices of the pairs that matter, and two snapshots"""
+"""steps between two values of τ and, of up to `WHOLE` pairs, two choices of those that matter and two snapshots"""
 ROOM = 0.3
 """τσ² is kept below; at ½ F_τ is infinite"""
 MARGIN = 25
