@@ -100,15 +100,17 @@ def product(U: Tensor, at: At, tau: float, G: Tensor, v: Tensor) -> Tensor:
     return curve + outer(U, at.Z, tau * at.p, 2 * (at.Z * dZ).sum(1))
 
 
-def hessian(U: Tensor, Z: Tensor, D: Tensor, w: Tensor, G: Tensor, free: Tensor, left_out: float) -> Tensor:
+def hessian(
+    U: Tensor, Z: Tensor, D: Tensor, w: Tensor, G: Tensor, free: Tensor, left_out: float, single: bool = False
+) -> Tensor:
     """2 I_k ⊗ (Σ w_i u_i u_iᵀ + G) + Jᵀ (diag(D⁺ + D⁻) − δ δᵀ / ΣD) J in the `free` (k, r) entries of M: ∇²f where
     D = τ p. It may lack the lightest pairs, which have the share `left_out` of all D, of Jᵀ diag J, which is positive
-    semidefinite. In single precision where that is `LEFT_OUT`.
+    semidefinite. In single precision if `single`.
     """
     weight, order = D.sum(0).sort(descending=True)
     heavy = order[: int((weight.cumsum(0) < (1 - left_out) * weight.sum()).sum()) + 1]
     n, sizes = int(free.sum()), free.sum(1).tolist()
-    precision = torch.float32 if left_out == LEFT_OUT else U.dtype
+    precision = torch.float32 if single else U.dtype
     H, rows, columns = U.new_zeros(n, n, dtype=precision), max(256, 2**22 // n), 256
     weighted = (Z[heavy] * (4 * weight[: len(heavy)]).sqrt()[:, None]).to(precision)
     for some in (slice(start, start + rows) for start in range(0, len(heavy), rows)):
@@ -152,6 +154,11 @@ class Newton:
         worst: the worst distortion of M.
         converged: whether an SOSP at tau_end is reached, as far as rounding lets be seen.
         escapes, steps: those along a negative curvature so far, and all.
+        before: τ of the last step: when τ has just grown, the one before. Secants reach back to the weights there, so
+            pairs are kept that are heavy enough at that τ.
+        mu: μ that the next step begins with; 0 before the first.
+        left: the fall of f in the last step, or the model's where that is more, in units of 1/τ: 0 if none was taken,
+            inf once τ has grown.
     """
 
     _OWN = ("M", "tau", "before", "mu", "left", "ends", "worst", "converged", "escapes", "steps")
@@ -250,7 +257,7 @@ class Newton:
         D, w = self._secants()
         coarse = self._coarse()
         if self._dense():
-            H = hessian(U, at.Z, D, w, self.G, self.free, LEFT_OUT if coarse else 1e-9)
+            H = hessian(U, at.Z, D, w, self.G, self.free, LEFT_OUT if coarse else 1e-9, single=coarse)
         else:
             H = 2 * ((w * U.T) @ U + self.G)
         largest = float(H.abs().max()) + (0 if self._dense() else 4 * float(D.sum(0) @ at.Z.square().sum(1)) / len(H))
