@@ -162,7 +162,8 @@ class Derandomization(Descent):
         self.lengths = self.basis.norm(dim=1)
         self.rho = config.rho * min(1.0, float(self.lengths.min()))
         self.few = self.small  # those that matter
-        self.period = STAGE * max(1 + (problem.N > WHOLE), problem.N // 10**7)  # steps between looks at all
+        # Steps between looks at all: a stage, above `WHOLE` two, and from 3·10⁷ on one for every 10⁷.
+        self.period = STAGE * max(1 + (problem.N > WHOLE), problem.N // 10**7)
         self.newton: Newton | None = None
         self.kd, self.scale, self.value, self.escapes = config.k * problem.d, 1.0, nan, 0
         free = config.problem == "pairs" and config.objective == "bound" and config.k < len(self.basis)
@@ -316,7 +317,7 @@ class Derandomization(Descent):
         """Worst distortion of M, and of one draw of A (above `WHOLE` pairs: of those that matter); σ, ‖∇f‖, f, τ."""
         worst, (M, s) = self.look(), self.point()
         sigma, drawn = abs(s.item()) / sqrt(self.kd), worst
-        if self.newton is None:
+        if self.newton is None:  # rows of basis/lengths are orthonormal: σ Z basis is A's own noise in the data's span
             Z = torch.randn(M.shape, generator=self.generator, dtype=M.dtype, device=M.device) / self.lengths
             drawn = distortion(self.small if self.problem.N <= WHOLE else self.few, M + sigma * Z)
         found = dict(step=self.t, distortion=worst, drawn_distortion=drawn, sigma=sigma)
