@@ -259,7 +259,7 @@ def exact_distortion(problem: Problem, M: Tensor) -> float:
 
     Where two points are near, that is off by up to 10⁻⁵ of it.
     """
-    ends, _, _ = strongest(problem, M, lambda c: c, 10**4, 1e-3)
+    ends, _, _ = strongest(problem, M, torch.abs, 10**4, 1e-3)
     return distortion(problem.subset(*ends), M)
 
 
@@ -309,7 +309,7 @@ def strongest(
 
     Args:
         problem, M: as in `distortion`.
-        key: of the distortions |‖M x‖² − 1| of a block.
+        key: of the signed distortions ‖M x‖² − 1 of a block.
         limit: at most so many.
         margin: none whose key is so far below the largest.
 
@@ -333,8 +333,8 @@ def strongest(
 
     Y = M @ problem.X.T
     for block in problem.blocks:
-        c = problem.q(Y, block).sub_(1).abs_()
-        worst, keys = max(worst, float(c.max())), key(c)
+        c = problem.q(Y, block).sub_(1)
+        worst, keys = max(worst, float(c.max()), -float(c.min())), key(c)
         top = max(top, float(keys.max()))
         least = max(least, top - margin)
         chosen = (keys >= least).nonzero()[:, 0]
@@ -484,6 +484,6 @@ def sampled(problem: Problem, M: Tensor, s: Tensor, draws: int, generator: torch
     """
     Z = torch.randn(draws, *M.shape, generator=generator, dtype=M.dtype, device=M.device)
     A = M + s / (len(M) * problem.d) ** 0.5 * Z
-    worst = [strongest(problem, one, lambda c: c, 1)[0] for one in A.detach()]  # no gradient of the others is kept
+    worst = [strongest(problem, one, torch.abs, 1)[0] for one in A.detach()]  # no gradient of the others is kept
     U = problem.subset(*map(torch.cat, zip(*worst, strict=True))).units()
     return ((A @ U[:, :, None]).square().sum((1, 2)) - 1).abs().mean()

@@ -230,7 +230,7 @@ class Newton:
         """
         limit = 10**9 if self.tau == self.tau_end else self.limit
         with threads(1):  # tile by tile
-            ends, _, worst = strongest(self.problem, M, lambda c: c, limit, MARGIN / self.before)
+            ends, _, worst = strongest(self.problem, M, torch.abs, limit, MARGIN / self.before)
         U = self.problem.subset(*ends).units()
         return ends, U, worst, weigh(U, M, self.tau, self.G)
 
@@ -392,7 +392,7 @@ def certificate(problem: Problem, M: Tensor, tau: float, lam: float, rho: float,
     worst = exact_distortion(small, M)
     cheap = 2 * tanh(tau * worst) <= threshold
     cheap |= small.N > CERTIFIABLE and 50 / tau >= worst  # all would matter: the tanh has to do
-    few = small.subset(*strongest(small, M, lambda c: c, 10**4 if cheap else 10**9, 50 / tau)[0])
+    few = small.subset(*strongest(small, M, torch.abs, 10**4 if cheap else 10**9, 50 / tau)[0])
     U = few.units()
     at = weigh(U, M, tau, G)
     # By differences, if all that matter are there; of all, distances are less exact where points are near.

@@ -105,7 +105,7 @@ def test_gradient_in_closed_form_is_autograd_s(kind, sigma, tau, monkeypatch):
     monkeypatch.setattr(model, "TILE", 4)
     problem, M = make(kind.split()[-1]), 0.4 * normal(4, 6)
     if kind == "some pairs":
-        problem = problem.subset(*strongest(problem, M, lambda c: c, 20)[0])
+        problem = problem.subset(*strongest(problem, M, torch.abs, 20)[0])
         assert problem.N == 20
     s = to_s(problem, M, sigma).requires_grad_()
     M.requires_grad_()
@@ -206,7 +206,7 @@ def test_pairs_are_the_vectors_between_the_points(kept, tiles, monkeypatch):
     assert torch.allclose(q, reference, rtol=1e-12)
     assert sum(block[-1] is not None for block in pairs.blocks) == tiles
     least = (reference - 1).abs().median().item()
-    heavy = pairs.subset(*strongest(pairs, M, lambda c: c, 10**9, distortion(pairs, M) - least)[0])
+    heavy = pairs.subset(*strongest(pairs, M, torch.abs, 10**9, distortion(pairs, M) - least)[0])
     chosen = torch.cat(list(distortions(heavy, M)))
     expected = reference[(reference - 1).abs() >= least]
     assert heavy.N == 53 and torch.allclose(chosen.sort()[0], expected.sort()[0], rtol=1e-12)
@@ -249,7 +249,7 @@ def test_the_strongest_of_all_pairs_with_the_memory_of_a_few(limit, margin, monk
     X = torch.cat([normal(150, 6), normal(150, 6)[:20], normal(30, 6, seed=2)])  # 20 duplicates
     pairs, M = Pairs(X), 0.4 * normal(4, 6, seed=1)
     c = brute_force(X, M).sort(descending=True)[0]
-    ends, keys, worst = strongest(pairs, M, lambda c: c, limit, margin)
+    ends, keys, worst = strongest(pairs, M, torch.abs, limit, margin)
     expected = c[c >= c[0] - margin][:limit]
     assert pairs.N == len(c) and pairs.duplicates == 20 and worst == pytest.approx(float(c[0]))
     assert torch.allclose(keys.sort(descending=True)[0], expected)
@@ -280,7 +280,7 @@ def test_a_few_pairs_in_many_columns_take_the_memory_of_fewer():
 def test_of_equal_keys_none_is_kept_in_the_place_of_a_larger_one():
     vectors = Vectors(torch.diag(torch.tensor([1.0, 1.0, 1.0, 3.0, 1.0, 2.0])))
     M = torch.diag(torch.tensor([2.0, 2.0, 2.0, 3.0, 2.0, 4.0], dtype=torch.float64)).sqrt()
-    (rows,), keys, worst = strongest(vectors, M, lambda c: c, 4)
+    (rows,), keys, worst = strongest(vectors, M, torch.abs, 4)
     assert {3, 5} <= set(rows.tolist()) and len(rows) == 4
     assert keys.tolist() == pytest.approx((M.diag()[rows] ** 2 - 1).tolist()) and worst == pytest.approx(3)
 
@@ -297,8 +297,8 @@ def test_metric_changes_the_coordinates_and_nothing_else(kind):
     for there, back in ((small, B), (flat, V)):
         for q, expected in zip(distortions(there, M), distortions(problem, M @ back), strict=True):
             assert torch.allclose(q, expected, rtol=1e-6)
-    everything = strongest(small, M, lambda c: c, 10**6)[0]
-    of, C = strongest(flat, M, lambda c: c, 10**6)[0], (lambda U: U.T @ U / len(U))
+    everything = strongest(small, M, torch.abs, 10**6)[0]
+    of, C = strongest(flat, M, torch.abs, 10**6)[0], (lambda U: U.T @ U / len(U))
     variances = torch.linalg.eigvalsh(C(flat.subset(*of).units()))
     wide = variances.clamp(min=1e-3 * variances.mean())
     assert 2 <= (wide == variances).sum() < 5  # the others hardly differ
