@@ -169,7 +169,12 @@ class SomePairs:
     def __init__(self, pairs: Pairs, i: Tensor, j: Tensor, log_weight: Tensor | float = 0.0) -> None:
         self.X, self.log_weight, self.chosen = pairs.X, log_weight, (i, j)
         self.N, self.d, self.blocks = len(i), pairs.d, [slice(None)]
-        D = (pairs.points.index_select(0, i) - pairs.points.index_select(0, j)).square().sum(1)
+        # All differences at once may be gigabytes.
+        parts = [
+            (pairs.points.index_select(0, a) - pairs.points.index_select(0, b)).square().sum(1)
+            for a, b in zip(i.split(TILE), j.split(TILE), strict=True)
+        ]
+        D = torch.cat(parts)
         # One row a pair: row i minus row j, over the distance. A product with it costs a third of picking the rows.
         pair, ends = torch.arange(self.N, device=i.device), torch.cat([i, j])
         signs = torch.cat([D.rsqrt(), -D.rsqrt()])
@@ -254,7 +259,7 @@ def exact_distortion(problem: Problem, M: Tensor) -> float:
 
     Where two points are near, that is off by up to 10⁻⁵ of it.
     """
-    ends, _, _ = strongest(problem, M, lambda c: c, 10**4, 1e-3)
+    ends, _, _ = strongest(problem, M, torch.abs, 10**4, 1e-3)
     return distortion(problem.subset(*ends), M)
 
 
@@ -304,7 +309,7 @@ def strongest(
 
     Args:
         problem, M: as in `distortion`.
-        key: of the distortions |‖M x‖² − 1| of a block.
+        key: of the signed distortions ‖M x‖² − 1 of a block.
         limit: at most so many.
         margin: none whose key is so far below the largest.
 
@@ -328,8 +333,8 @@ def strongest(
 
     Y = M @ problem.X.T
     for block in problem.blocks:
-        c = problem.q(Y, block).sub_(1).abs_()
-        worst, keys = max(worst, float(c.max())), key(c)
+        c = problem.q(Y, block).sub_(1)
+        worst, keys = max(worst, float(c.max()), -float(c.min())), key(c)
         top = max(top, float(keys.max()))
         least = max(least, top - margin)
         chosen = (keys >= least).nonzero()[:, 0]
@@ -407,53 +412,38 @@ def bound_gradient(problem: Problem, M: Tensor, s: Tensor, tau: float) -> tuple[
     return f, (out @ problem.X) / total, 2 * s / (k * d) * (by_variance / total)
 
 
-class BallProbability(torch.autograd.Function):
-    """P[‖A x‖² ≤ c] with k rows, as a function of q = ‖M x‖² and variance = σ² > 0: noncentral χ², exact.
+class Ball(torch.autograd.Function):
+    """P[‖A x‖² ≤ c] with k rows or, if `density`, the density f_k of ‖A x‖²/σ² at c/σ², as a function of q = ‖M x‖² and
+    variance = σ² > 0: noncentral χ², exact. Differentiable any number of times:
 
-    With f_k for the density of ‖A x‖²/σ² at c/σ²: ∂P/∂q = −f_{k+2}/σ² and ∂P/∂σ² = (q f_{k+2} − c f_k)/σ⁴.
-    Differentiable any number of times.
+    ∂P/∂q = −f_{k+2}/σ²,             ∂P/∂σ² = (q f_{k+2} − c f_k)/σ⁴,
+    ∂f_k/∂q = (f_{k+2} − f_k)/(2σ²),  ∂f_k/∂σ² = ((c + q − (k − 2)σ²) f_k − 2q f_{k+2})/(2σ⁴).
     """
 
     @staticmethod
-    def forward(ctx, q: Tensor, variance: Tensor, c: float, k: int) -> Tensor:
+    def forward(ctx, q: Tensor, variance: Tensor, c: float, k: int, density: bool) -> Tensor:
         ctx.save_for_backward(q, variance)
-        ctx.c, ctx.k = c, k
+        ctx.c, ctx.k, ctx.density = c, k, density
+        law = chndtr
+        if density:
+            from scipy.stats import ncx2  # takes half a second
+
+            law = ncx2.pdf
         below, open_ = _sides(q, variance, c, k)
-        probability, v = below.to(q), float(variance)
-        probability[open_] = torch.from_numpy(chndtr(c / v, k, q[open_].clamp(min=0).cpu().numpy() / v)).to(q)
-        return probability
+        value, v = torch.zeros_like(q) if density else below.to(q), float(variance)
+        value[open_] = torch.from_numpy(law(c / v, k, q[open_].clamp(min=0).cpu().numpy() / v)).to(q)
+        return value
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, variance = ctx.saved_tensors
-        f, f2 = (BallDensity.apply(q, variance, ctx.c, ctx.k + more) for more in (0, 2))
-        d_variance = (q * f2 - ctx.c * f) / variance.square()
-        return -grad * f2 / variance, (grad * d_variance).sum(), None, None
-
-
-class BallDensity(torch.autograd.Function):
-    """The density f_k of ‖A x‖²/σ² at c/σ²; arguments as in `BallProbability`.
-
-    ∂f_k/∂q = (f_{k+2} − f_k)/(2σ²), and ∂f_k/∂σ² = ((c + q − (k − 2)σ²) f_k − 2q f_{k+2})/(2σ⁴).
-    """
-
-    @staticmethod
-    def forward(ctx, q: Tensor, variance: Tensor, c: float, k: int) -> Tensor:
-        from scipy.stats import ncx2  # takes half a second
-
-        ctx.save_for_backward(q, variance)
-        ctx.c, ctx.k = c, k
-        _, open_ = _sides(q, variance, c, k)
-        density, v = torch.zeros_like(q), float(variance)
-        density[open_] = torch.from_numpy(ncx2.pdf(c / v, k, q[open_].clamp(min=0).cpu().numpy() / v)).to(q)
-        return density
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, variance = ctx.saved_tensors
-        f, f2 = (BallDensity.apply(q, variance, ctx.c, ctx.k + more) for more in (0, 2))
-        d_variance = ((ctx.c + q - (ctx.k - 2) * variance) * f - 2 * q * f2) / (2 * variance.square())
-        return grad * (f2 - f) / (2 * variance), (grad * d_variance).sum(), None, None
+        (q, variance), c, k = ctx.saved_tensors, ctx.c, ctx.k
+        f, f2 = (Ball.apply(q, variance, c, k + more, True) for more in (0, 2))
+        if ctx.density:
+            d_q = (f2 - f) / (2 * variance)
+            d_variance = ((c + q - (k - 2) * variance) * f - 2 * q * f2) / (2 * variance.square())
+        else:
+            d_q, d_variance = -f2 / variance, (q * f2 - c * f) / variance.square()
+        return grad * d_q, (grad * d_variance).sum(), None, None, None
 
 
 def _sides(q: Tensor, variance: Tensor, c: float, k: int) -> tuple[Tensor, Tensor]:
@@ -465,9 +455,9 @@ def _sides(q: Tensor, variance: Tensor, c: float, k: int) -> tuple[Tensor, Tenso
 
 
 def ball_probability(q: Tensor, variance: Tensor, c: float, k: int) -> Tensor:
-    """`BallProbability`; where σ < 10⁻⁴ √c by its normal limit, which is off by O(kσ³) and holds down to σ = 0."""
+    """P of `Ball`; where σ < 10⁻⁴ √c by its normal limit, which is off by O(kσ³) and holds down to σ = 0."""
     if variance > 1e-8 * c:
-        return BallProbability.apply(q, variance, c, k)
+        return Ball.apply(q, variance, c, k, False)
     y, sigma = q.clamp(min=c / 4).sqrt(), variance.clamp(min=1e-30).sqrt()
     return torch.special.ndtr((c**0.5 - y) / sigma - (k - 1) * sigma / (2 * (c**0.5 * y).sqrt()))
 
@@ -494,6 +484,6 @@ def sampled(problem: Problem, M: Tensor, s: Tensor, draws: int, generator: torch
     """
     Z = torch.randn(draws, *M.shape, generator=generator, dtype=M.dtype, device=M.device)
     A = M + s / (len(M) * problem.d) ** 0.5 * Z
-    worst = [strongest(problem, one, lambda c: c, 1)[0] for one in A.detach()]  # no gradient of the others is kept
+    worst = [strongest(problem, one, torch.abs, 1)[0] for one in A.detach()]  # no gradient of the others is kept
     U = problem.subset(*map(torch.cat, zip(*worst, strict=True))).units()
     return ((A @ U[:, :, None]).square().sum((1, 2)) - 1).abs().mean()

@@ -37,6 +37,8 @@ MARGIN = 30
 """pairs lighter than the heaviest by e^−MARGIN are left out"""
 DENSE = 10**4
 """most variables for which ∇²f is formed and factorized"""
+PAIRS = 10**4
+"""most pairs that a step's model takes note of where ∇²f is not formed: a matrix has as many rows and columns"""
 CERTIFIABLE = 10**6
 """most pairs that a certificate looks at one by one: λ_min of more would take minutes, and memory"""
 LEFT_OUT = 1e-3
@@ -98,15 +100,17 @@ def product(U: Tensor, at: At, tau: float, G: Tensor, v: Tensor) -> Tensor:
     return curve + outer(U, at.Z, tau * at.p, 2 * (at.Z * dZ).sum(1))
 
 
-def hessian(U: Tensor, Z: Tensor, D: Tensor, w: Tensor, G: Tensor, free: Tensor, left_out: float) -> Tensor:
+def hessian(
+    U: Tensor, Z: Tensor, D: Tensor, w: Tensor, G: Tensor, free: Tensor, left_out: float, single: bool = False
+) -> Tensor:
     """2 I_k ⊗ (Σ w_i u_i u_iᵀ + G) + Jᵀ (diag(D⁺ + D⁻) − δ δᵀ / ΣD) J in the `free` (k, r) entries of M: ∇²f where
     D = τ p. It may lack the lightest pairs, which have the share `left_out` of all D, of Jᵀ diag J, which is positive
-    semidefinite. In single precision where that is `LEFT_OUT`.
+    semidefinite. In single precision if `single`.
     """
     weight, order = D.sum(0).sort(descending=True)
     heavy = order[: int((weight.cumsum(0) < (1 - left_out) * weight.sum()).sum()) + 1]
     n, sizes = int(free.sum()), free.sum(1).tolist()
-    precision = torch.float32 if left_out == LEFT_OUT else U.dtype
+    precision = torch.float32 if single else U.dtype
     H, rows, columns = U.new_zeros(n, n, dtype=precision), max(256, 2**22 // n), 256
     weighted = (Z[heavy] * (4 * weight[: len(heavy)]).sqrt()[:, None]).to(precision)
     for some in (slice(start, start + rows) for start in range(0, len(heavy), rows)):
@@ -150,6 +154,11 @@ class Newton:
         worst: the worst distortion of M.
         converged: whether an SOSP at tau_end is reached, as far as rounding lets be seen.
         escapes, steps: those along a negative curvature so far, and all.
+        before: τ of the last step: when τ has just grown, the one before. Secants reach back to the weights there, so
+            pairs are kept that are heavy enough at that τ.
+        mu: μ that the next step begins with; 0 before the first.
+        left: the fall of f in the last step, or the model's where that is more, in units of 1/τ: 0 if none was taken,
+            inf once τ has grown.
     """
 
     _OWN = ("M", "tau", "before", "mu", "left", "ends", "worst", "converged", "escapes", "steps")
@@ -162,7 +171,7 @@ class Newton:
 
     @property
     def f(self) -> float:
-        """f at M, over all pairs."""
+        """f at M, over the pairs that matter there."""
         return self._at.f
 
     @property
@@ -216,10 +225,12 @@ class Newton:
         return k <= r and diagonal.min() > 1e-4 * diagonal.max()
 
     def _look(self, M: Tensor) -> tuple[tuple[Tensor, ...], Tensor, float, At]:
-        """Those of all that matter at M, their unit vectors, the worst distortion, and f."""
+        """Those of all that matter at M, before tau_end the `limit` heaviest at most; their unit vectors; the worst
+        distortion of all; and f.
+        """
         limit = 10**9 if self.tau == self.tau_end else self.limit
         with threads(1):  # tile by tile
-            ends, _, worst = strongest(self.problem, M, lambda c: c, limit, MARGIN / self.before)
+            ends, _, worst = strongest(self.problem, M, torch.abs, limit, MARGIN / self.before)
         U = self.problem.subset(*ends).units()
         return ends, U, worst, weigh(U, M, self.tau, self.G)
 
@@ -246,7 +257,7 @@ class Newton:
         D, w = self._secants()
         coarse = self._coarse()
         if self._dense():
-            H = hessian(U, at.Z, D, w, self.G, self.free, LEFT_OUT if coarse else 1e-9)
+            H = hessian(U, at.Z, D, w, self.G, self.free, LEFT_OUT if coarse else 1e-9, single=coarse)
         else:
             H = 2 * ((w * U.T) @ U + self.G)
         largest = float(H.abs().max()) + (0 if self._dense() else 4 * float(D.sum(0) @ at.Z.square().sum(1)) / len(H))
@@ -264,12 +275,14 @@ class Newton:
 
     def _solver(self, L: Tensor, D: Tensor) -> Callable[[Tensor], Tensor]:
         """x ↦ −K⁻¹ x, both (k, r), from the Cholesky factor L of K or, where pairs are few, of one of the k equal
-        blocks of A: K = A + Jᵀ C J, and K⁻¹ = A⁻¹ − A⁻¹ Jᵀ (I + C J A⁻¹ Jᵀ)⁻¹ C J A⁻¹ (Woodbury).
+        blocks of A: K = A + Jᵀ C J, and K⁻¹ = A⁻¹ − A⁻¹ Jᵀ (I + C J A⁻¹ Jᵀ)⁻¹ C J A⁻¹ (Woodbury), J of the `PAIRS`
+        heaviest at most.
         """
-        U, Z, free = self.U, self._at.Z, self.free
         if self._dense():
-            inverse = torch.cholesky_inverse(L)
+            inverse, free = torch.cholesky_inverse(L), self.free
             return lambda x: torch.zeros_like(x).masked_scatter_(free, -(inverse @ x[free].to(L)).to(x))
+        heavy = D.sum(0).topk(min(PAIRS, len(self.U)))[1].sort()[0]  # by the others K is only larger
+        U, Z, D = self.U[heavy], self._at.Z[heavy], D[:, heavy]
         delta = D[0] - D[1]
         C = torch.diag(D.sum(0)) - delta[:, None] * delta / D.sum()
         inner = torch.linalg.lu_factor(
@@ -284,7 +297,7 @@ class Newton:
         return solve
 
     def _accept(self, d: Tensor, expected: float, easily: bool) -> bool:
-        """Go to M + d if that lowers f over all pairs or, where rounding hides it, ‖∇f‖; say whether."""
+        """Go to M + d if that lowers f, over what matters there, or where rounding hides it, ‖∇f‖; say whether."""
         M = self.M + d
         if weigh(self.U, M, self.tau, self.G).f > self.f + NOISE:  # more pairs would only add to it
             return False
@@ -379,7 +392,7 @@ def certificate(problem: Problem, M: Tensor, tau: float, lam: float, rho: float,
     worst = exact_distortion(small, M)
     cheap = 2 * tanh(tau * worst) <= threshold
     cheap |= small.N > CERTIFIABLE and 50 / tau >= worst  # all would matter: the tanh has to do
-    few = small.subset(*strongest(small, M, lambda c: c, 10**4 if cheap else 10**9, 50 / tau)[0])
+    few = small.subset(*strongest(small, M, torch.abs, 10**4 if cheap else 10**9, 50 / tau)[0])
     U = few.units()
     at = weigh(U, M, tau, G)
     # By differences, if all that matter are there; of all, distances are less exact where points are near.

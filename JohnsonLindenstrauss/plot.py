@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from compare import Comparison
+from compare import ROUNDING, Comparison
 from run import BLUE, GREEN, GREY, ORANGE, RED, STYLE, State, legend_below, perturbations
 from train import Result
 
@@ -27,7 +27,7 @@ def figures(result: Result, compared: Comparison, config: "Config") -> dict[str,
 
 def _digits(worst: float) -> str:
     """A worst distortion for a legend; the digits of a rounding error would be another processor's."""
-    return f"{worst:.2g}" if worst >= 1e-14 else "below 1e-14"
+    return f"{worst:.2g}" if worst >= ROUNDING else f"below {ROUNDING:g}"
 
 
 def distortion(history: dict[str, np.ndarray], final: float, compared: Comparison, best_of: int | None) -> Figure:

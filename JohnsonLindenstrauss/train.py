@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from main import Config
 
 STAGE = 10
-"""steps between two values of τ, two choices of the pairs that matter, and two snapshots"""
+"""steps between two values of τ and, of up to `WHOLE` pairs, two choices of those that matter and two snapshots"""
 ROOM = 0.3
 """τσ² is kept below; at ½ F_τ is infinite"""
 MARGIN = 25
@@ -162,7 +162,8 @@ class Derandomization(Descent):
         self.lengths = self.basis.norm(dim=1)
         self.rho = config.rho * min(1.0, float(self.lengths.min()))
         self.few = self.small  # those that matter
-        self.period = STAGE * max(1 + (problem.N > WHOLE), problem.N // 10**7)  # steps between looks at all
+        # Steps between looks at all: a stage, above `WHOLE` two, and from 3·10⁷ on one for every 10⁷.
+        self.period = STAGE * max(1 + (problem.N > WHOLE), problem.N // 10**7)
         self.newton: Newton | None = None
         self.kd, self.scale, self.value, self.escapes = config.k * problem.d, 1.0, nan, 0
         free = config.problem == "pairs" and config.objective == "bound" and config.k < len(self.basis)
@@ -266,7 +267,8 @@ class Derandomization(Descent):
         """Whether pairs that matter and variables are few enough for Newton's method, or pairs far fewer than these."""
         variables, pairs = self.params["M"].numel(), self.few.N
         few = pairs <= PER_VARIABLE * variables + ANYWAY // 2 and not is_sample(self.few)
-        fits = variables <= DENSE or 4 * pairs < min(variables, 2 * DENSE)  # matrices have the fewer of both as sides
+        # A matrix has the fewer of both as sides; later at most `newton.PAIRS`.
+        fits = variables <= DENSE or 4 * pairs < min(variables, 2 * DENSE)
         return few and fits and self.tau >= min(SWITCH, self.config.tau)
 
     def isometry(self) -> None:
@@ -315,7 +317,7 @@ class Derandomization(Descent):
         """Worst distortion of M, and of one draw of A (above `WHOLE` pairs: of those that matter); σ, ‖∇f‖, f, τ."""
         worst, (M, s) = self.look(), self.point()
         sigma, drawn = abs(s.item()) / sqrt(self.kd), worst
-        if self.newton is None:
+        if self.newton is None:  # rows of basis/lengths are orthonormal: σ Z basis is A's own noise in the data's span
             Z = torch.randn(M.shape, generator=self.generator, dtype=M.dtype, device=M.device) / self.lengths
             drawn = distortion(self.small if self.problem.N <= WHOLE else self.few, M + sigma * Z)
         found = dict(step=self.t, distortion=worst, drawn_distortion=drawn, sigma=sigma)
@@ -390,21 +392,10 @@ class Derandomization(Descent):
         )
 
 
-def reach(problem: Problem, M: Tensor, s: Tensor, tau: float, worst: float, margin: float) -> float:
-    """How far below the worst distortion the pairs lie that are lighter than the heaviest by e^−margin.
-
-    Args:
-        problem, M, s, tau: as in `bound`.
-        worst: worst distortion of M; 1 + worst or 1 − worst is therefore the q of some pair.
-        margin: logarithm of the weight that may be left out.
-    """
-    variance = s.square().item() / (len(M) * problem.d)
-    up, down = 1 - 2 * tau * variance, 1 + 2 * tau * variance
-    if up <= 0:
-        return inf
-    above, below = log_moments(torch.tensor([1 + worst, 1 - worst], dtype=M.dtype), variance, tau, len(M))
-    excess = float(above[0] - below[1])  # only one of the two need be there: the lighter
-    return max((margin + max(excess, 0)) * up, (margin + max(-excess, 0)) * down) / tau
+def log_weights(M: Tensor, s: Tensor, tau: float, d: int) -> Callable[[Tensor], Tensor]:
+    """Signed distortions ‖M x‖² − 1 ↦ logarithms of what the pairs or vectors weigh in F_τ; arguments as in `bound`."""
+    variance = min(s.square().item() / (len(M) * d), 0.49 / tau)  # that of a step yet to be undone may be larger
+    return lambda c: torch.maximum(*log_moments(c + 1, variance, tau, len(M)))
 
 
 def heavy(problem: Problem, M: Tensor, s: Tensor, tau: float, worst: float, margin: float) -> tuple[Problem, float]:
@@ -413,16 +404,16 @@ def heavy(problem: Problem, M: Tensor, s: Tensor, tau: float, worst: float, marg
     Args:
         problem, M, s, tau: as in `bound`.
         worst: worst distortion of M, or nearly.
-        margin: see `reach`.
+        margin: logarithm of the weight that may be left out.
 
     Returns:
         They, and the worst distortion.
     """
-    far = reach(problem, M, s, tau, worst, margin)
-    if far >= worst:
+    key, most = log_weights(M, s, tau, problem.d), min(max(problem.N // 8, ANYWAY), FEW)
+    up, down, none = key(M.new_tensor([worst, -worst, 0.0]))
+    if max(up, down) - none <= margin:  # even what isn't distorted matters
         return problem, distortion(problem, M)
-    most = min(max(problem.N // 8, ANYWAY), FEW)
-    ends, keys, worst = strongest(problem, M, lambda c: c, most + 1, far)
+    ends, keys, worst = strongest(problem, M, key, most + 1, margin)
     return (problem.subset(*ends) if len(keys) <= min(most, problem.N - 1) else problem), worst
 
 
@@ -436,7 +427,8 @@ def sample(problem: Problem, M: Tensor, tau: float, size: int, generator: torch.
 
     def key(c: Tensor) -> Tensor:
         u = torch.rand(c.shape, generator=generator, dtype=c.dtype, device=c.device)
-        return (tau / 2 * c).sub_(u.neg_().log1p_())  # −log of a uniform number: a third of what exponential_ takes
+        # −log of a uniform number: a third of what exponential_ takes
+        return c.abs().mul_(tau / 2).sub_(u.neg_().log1p_())
 
     ends, keys, worst = strongest(problem, M, key, size + 1)
     least, last = keys.min(0)
@@ -463,9 +455,8 @@ def matter(
     """
     many = False
     if is_sample(before):  # it says how many would be heavy
-        far = reach(problem, M, s, tau, worst, MARGIN)
-        c = torch.cat([(q - 1).abs() for q in distortions(before, M)])
-        many = float(before.log_weight[c >= c.max() - far].exp().sum()) > FEW
+        keys = log_weights(M, s, tau, problem.d)(torch.cat(list(distortions(before, M))) - 1)
+        many = float(before.log_weight[keys >= keys.max() - MARGIN].exp().sum()) > FEW
     if not many:
         few, worst = heavy(problem, M, s, tau, worst, MARGIN)
         if few is not problem or problem.N <= WHOLE:

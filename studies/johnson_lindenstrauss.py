@@ -115,7 +115,7 @@ def numax(problem: Pairs, delta: float, rounds: int = 1000) -> Tensor:
         (r, d) its eigenvectors times the roots of their eigenvalues, falling: P = MᵀM. Rows of 0 are beyond its rank.
     """
     small, V = row_space(problem)
-    U = small.subset(*strongest(small, small.X.new_zeros(1, len(V)), lambda c: c, problem.N)[0]).units()
+    U = small.subset(*strongest(small, small.X.new_zeros(1, len(V)), torch.abs, problem.N)[0]).units()
     i, j = torch.triu_indices(len(V), len(V))
     twice = torch.where(i == j, 1.0, 2**0.5).to(U)  # ‖P‖_F is the norm of the entries above the diagonal times this
     A = U[:, i] * U[:, j] * twice

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import model
 from model import (
-    BallProbability,
+    Ball,
     Pairs,
     Vectors,
     bound,
@@ -104,7 +105,7 @@ def test_gradient_in_closed_form_is_autograd_s(kind, sigma, tau, monkeypatch):
     monkeypatch.setattr(model, "TILE", 4)
     problem, M = make(kind.split()[-1]), 0.4 * normal(4, 6)
     if kind == "some pairs":
-        problem = problem.subset(*strongest(problem, M, lambda c: c, 20)[0])
+        problem = problem.subset(*strongest(problem, M, torch.abs, 20)[0])
         assert problem.N == 20
     s = to_s(problem, M, sigma).requires_grad_()
     M.requires_grad_()
@@ -151,7 +152,7 @@ def test_heat_identity(kind, name):
 def test_ball_probability_agrees_with_scipy(k, sigma):
     q, variance = torch.linspace(0, 3, 13), torch.tensor(sigma**2)
     exact = scipy.stats.ncx2.cdf(1.2 / sigma**2, k, (q / variance).numpy())
-    assert BallProbability.apply(q, variance, 1.2, k).numpy() == pytest.approx(exact, abs=1e-14)
+    assert Ball.apply(q, variance, 1.2, k, False).numpy() == pytest.approx(exact, abs=1e-14)
 
 
 @pytest.mark.parametrize("kind", ["vectors", "pairs"])
@@ -205,7 +206,7 @@ def test_pairs_are_the_vectors_between_the_points(kept, tiles, monkeypatch):
     assert torch.allclose(q, reference, rtol=1e-12)
     assert sum(block[-1] is not None for block in pairs.blocks) == tiles
     least = (reference - 1).abs().median().item()
-    heavy = pairs.subset(*strongest(pairs, M, lambda c: c, 10**9, distortion(pairs, M) - least)[0])
+    heavy = pairs.subset(*strongest(pairs, M, torch.abs, 10**9, distortion(pairs, M) - least)[0])
     chosen = torch.cat(list(distortions(heavy, M)))
     expected = reference[(reference - 1).abs() >= least]
     assert heavy.N == 53 and torch.allclose(chosen.sort()[0], expected.sort()[0], rtol=1e-12)
@@ -248,7 +249,7 @@ def test_the_strongest_of_all_pairs_with_the_memory_of_a_few(limit, margin, monk
     X = torch.cat([normal(150, 6), normal(150, 6)[:20], normal(30, 6, seed=2)])  # 20 duplicates
     pairs, M = Pairs(X), 0.4 * normal(4, 6, seed=1)
     c = brute_force(X, M).sort(descending=True)[0]
-    ends, keys, worst = strongest(pairs, M, lambda c: c, limit, margin)
+    ends, keys, worst = strongest(pairs, M, torch.abs, limit, margin)
     expected = c[c >= c[0] - margin][:limit]
     assert pairs.N == len(c) and pairs.duplicates == 20 and worst == pytest.approx(float(c[0]))
     assert torch.allclose(keys.sort(descending=True)[0], expected)
@@ -258,10 +259,28 @@ def test_the_strongest_of_all_pairs_with_the_memory_of_a_few(limit, margin, monk
     assert torch.allclose(few.units().norm(dim=1), torch.tensor(1.0))
 
 
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor holds that is made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        self.numbers = max(self.numbers, made.numel() if torch.is_tensor(made) else 0)
+        return made
+
+
+def test_a_few_pairs_in_many_columns_take_the_memory_of_fewer():
+    pairs, (i, j) = Pairs(normal(50, 2000)), torch.triu_indices(50, 50, 1)
+    with Largest() as largest:
+        few = pairs.subset(i, j)
+    assert few.N == 1225 and largest.numbers <= 256 * 2000
+
+
 def test_of_equal_keys_none_is_kept_in_the_place_of_a_larger_one():
     vectors = Vectors(torch.diag(torch.tensor([1.0, 1.0, 1.0, 3.0, 1.0, 2.0])))
     M = torch.diag(torch.tensor([2.0, 2.0, 2.0, 3.0, 2.0, 4.0], dtype=torch.float64)).sqrt()
-    (rows,), keys, worst = strongest(vectors, M, lambda c: c, 4)
+    (rows,), keys, worst = strongest(vectors, M, torch.abs, 4)
     assert {3, 5} <= set(rows.tolist()) and len(rows) == 4
     assert keys.tolist() == pytest.approx((M.diag()[rows] ** 2 - 1).tolist()) and worst == pytest.approx(3)
 
@@ -278,8 +297,8 @@ def test_metric_changes_the_coordinates_and_nothing_else(kind):
     for there, back in ((small, B), (flat, V)):
         for q, expected in zip(distortions(there, M), distortions(problem, M @ back), strict=True):
             assert torch.allclose(q, expected, rtol=1e-6)
-    everything = strongest(small, M, lambda c: c, 10**6)[0]
-    of, C = strongest(flat, M, lambda c: c, 10**6)[0], (lambda U: U.T @ U / len(U))
+    everything = strongest(small, M, torch.abs, 10**6)[0]
+    of, C = strongest(flat, M, torch.abs, 10**6)[0], (lambda U: U.T @ U / len(U))
     variances = torch.linalg.eigvalsh(C(flat.subset(*of).units()))
     wide = variances.clamp(min=1e-3 * variances.mean())
     assert 2 <= (wide == variances).sum() < 5  # the others hardly differ

@@ -113,6 +113,22 @@ def test_the_step_solves_newtons_equations(monkeypatch, most):
     )  # single precision, and double
 
 
+def test_a_step_has_no_larger_matrix_than_there_is_room_for(monkeypatch):
+    """Where ∇²f is not formed K lacks the lightest pairs: no matrix is larger, and K is so in no direction."""
+    monkeypatch.setattr(newton, "DENSE", 0)
+    small, _ = metric(Pairs(table(12, 6)))
+    method, factor = Newton(small, 0.15 * normal(3, 6, seed=1), 4.0, 8.0, ridge(6)), torch.linalg.lu_factor
+    method._turn()
+    sizes, inverses, method.mu = [], [], 10.0
+    monkeypatch.setattr(torch.linalg, "lu_factor", lambda A: sizes.append(len(A)) or factor(A))
+    for most in (newton.PAIRS, 20):
+        monkeypatch.setattr(newton, "PAIRS", most)
+        solve = next(method._trials())[0]
+        inverses.append(-torch.stack([solve(x.view(3, 6)).flatten() for x in torch.eye(18, dtype=torch.float64)]))
+    assert sizes == [66, 20]
+    assert -1e-12 < torch.linalg.eigvalsh(inverses[1] - inverses[0])[0] < 1e-6 < (inverses[1] - inverses[0]).max()
+
+
 @pytest.mark.parametrize("most", [newton.DENSE, 0])
 @pytest.mark.parametrize("weight", [0.0, 1e-2])
 def test_ends_at_an_sosp_of_all_pairs(monkeypatch, most, weight):
