@@ -202,7 +202,7 @@ def finer(level: Level, along: int, across: int) -> Level:
 
 
 HELD_OUT = 4096
-"""points of the Sobol sets on which a risk in more than 3 dimensions is measured"""
+"""points at least of the Sobol sets on which a risk in more than 3 dimensions is measured"""
 NODES = 36, 4
 """of the coarsest rule up to 3 dimensions: 36/√k along each of the teacher's k directions, and 4 across"""
 
@@ -213,7 +213,7 @@ def build(
     """The teacher, the student, the data to train on (None: the rule), and a rule for the population, as a function.
 
     rule(level): from level (0, 0) on, rules of √2 times as many nodes each along or across, or beyond 3 dimensions
-    other Sobol sets.
+    other Sobol sets, of at least twice as many points as one that is trained on.
 
     config: with all its hyperparameters (`train.complete`); generator: of the initial weights and fresh batches.
     """
@@ -232,7 +232,8 @@ def build(
     @cache
     def rule(level: Level) -> Batch:
         if config.d > 3:
-            return labelled(sobol(n, HELD_OUT, seed=config.seed + 1 + level[0]))
+            points = max(HELD_OUT, 2 * config.samples) if config.risk == "sobol" else HELD_OUT
+            return labelled(sobol(n, points, seed=config.seed + 1 + level[0]))
         if config.risk != "quadrature":
             level = finer(level, 4 // k, 4 // k)  # as no training chooses it
         along, across = round(NODES[0] / sqrt(k) * 2 ** (level[0] / 2)), round(NODES[1] * 2 ** (level[1] / 2))

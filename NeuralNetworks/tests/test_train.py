@@ -380,3 +380,9 @@ def test_what_is_built_is_what_the_config_says(d, risk_):
     assert len({float(x[0, 0]) for x, _, _ in different}) == len(different)
     for x, y, p in different:
         assert torch.allclose(y, (x @ teacher.directions[0]).tanh()) and float(p.sum()) == pytest.approx(1)
+
+
+def test_beyond_three_dimensions_a_sobol_set_is_certified_on_a_finer_one():
+    config = complete(Config(d=4, width=2, risk="sobol", samples=8192))
+    _, _, data, rule = build(config, torch.Generator())
+    assert len(data[0]) == 8192 and [len(rule((level, level))[0]) for level in (0, 1, 2)] == [16384] * 3
