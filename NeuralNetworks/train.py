@@ -89,7 +89,7 @@ class Training(Descent):
         self.student, self.data, self.U, self.config = student, data, U, config
         if self._fresh and rule is None:
             raise ValueError("fresh batches are no f to be certified: give a rule for the population too")
-        self.level, self._checked, self.rule = (0, 0), -inf, rule or (lambda level: data)
+        self.level, self.rule = (0, 0), rule or (lambda level: data)
         self.loss, self.W_initial, self._start = LOSSES[config.loss], student.W.detach().clone(), perf_counter()
         params = {name: x for name, x in student.named_parameters() if x.requires_grad}
         # Descent alone lowers f by so much in `patience` steps at ‖∇f‖ = ρ: no theory, nor Jin et al.'s √(ρ³/K), which
@@ -137,11 +137,8 @@ class Training(Descent):
 
         def closure() -> Tensor:
             f, slope = self.gradient(self.batch())
-            if self.data is None:
-                kick = self.t > self._checked + self.config.patience and norm(slope) <= self.pgd.param_groups[0]["rho"]
-                if kick or self.t & (self.t - 1) == 0:
-                    f, slope = self.refined(f, slope)
-                self._checked = self.t if kick else self._checked
+            if self.data is None and (self.t & (self.t - 1) == 0 or self.pgd.kicks_at(norm(slope))):
+                f, slope = self.refined(f, slope)
             for x, g in zip(self.params.values(), slope, strict=True):
                 x.grad = g
             return f
@@ -186,12 +183,12 @@ class Training(Descent):
 
     def state_dict(self) -> State:
         """All that further steps depend on."""
-        return super().state_dict() | dict(level=self.level, checked=self._checked)
+        return super().state_dict() | dict(level=self.level)
 
     def load_state_dict(self, state: State) -> None:
         """Go on where the training was."""
         super().load_state_dict(state)
-        self.level, self._checked = state["level"], state["checked"]
+        self.level = state["level"]
         self._start = perf_counter() - self.history["seconds"][-1]
 
     @property

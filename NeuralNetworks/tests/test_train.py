@@ -12,7 +12,7 @@ import train
 from activations import activation
 from main import Config
 from model import LOSSES, Student, Teacher, build, cosines, parallel, perpendicular, quadrature, risk, sampled
-from pgd import Certificate
+from pgd import Certificate, norm
 from train import Training, complete
 
 
@@ -364,6 +364,21 @@ def test_a_rule_that_is_off_is_refined(off, stretch, monkeypatch):
     monkeypatch.setattr(train, "MOST", 0)
     run_.refined(f, slope)
     assert run_.level == (0, 0)
+
+
+def test_the_rule_is_put_to_the_test_before_each_kick(monkeypatch):
+    config = complete(Config(width=10, lam=1e-3, steps=500))
+    teacher, student, data, rule = build(config, torch.Generator().manual_seed(0))
+    run_, tested = Training(student, data, teacher.directions, config, torch.Generator().manual_seed(0), rule), []
+
+    def refined(f: torch.Tensor, slope: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """As if a finer rule's ∇f were above ρ the first time that a kick was to come."""
+        first = norm(slope) <= config.rho and not any(t & (t - 1) for t in tested)
+        tested.append(run_.t)
+        return f, [g * 1.1 * config.rho / norm(slope) for g in slope] if first else slope
+
+    monkeypatch.setattr(run_, "refined", refined)
+    assert run_.run().kicks and {t - 1 for t in run_.kicks} <= {*tested}
 
 
 @pytest.mark.parametrize("d, risk_", [(2, "quadrature"), (2, "sobol"), (4, "sobol"), (4, "sampled")])
