@@ -73,7 +73,7 @@ class Training(Descent):
             that of one finer still is the certificate's gradient_error. None: the data are all that is meant.
 
     Raises:
-        ValueError: fresh batches, and no rule.
+        ValueError: fresh batches or no data, and no rule.
     """
 
     def __init__(
@@ -87,8 +87,9 @@ class Training(Descent):
     ) -> None:
         config, self._fresh = complete(config), callable(data)
         self.student, self.data, self.U, self.config = student, data, U, config
-        if self._fresh and rule is None:
-            raise ValueError("fresh batches are no f to be certified: give a rule for the population too")
+        if rule is None and (self._fresh or data is None):
+            given = "fresh batches are" if self._fresh else "without data there is"
+            raise ValueError(f"{given} no f to be certified: give a rule for the population too")
         self.level, self.rule = (0, 0), rule or (lambda level: data)
         self.loss, self.W_initial, self._start = LOSSES[config.loss], student.W.detach().clone(), perf_counter()
         params = {name: x for name, x in student.named_parameters() if x.requires_grad}
@@ -209,7 +210,6 @@ class Training(Descent):
         """
         W, b, params = self.student.W, self.student.b, list(self.params.values())
         b_trained = b.requires_grad
-        b.requires_grad_()  # the lemma's bound needs the Hessian in b, trained or not
 
         def measure() -> Certificate:
             certified, check = (self.rule(finer(self.level, i, i)) for i in (1, 2))
@@ -220,8 +220,11 @@ class Training(Descent):
             off = dict(gradient_error=norm(errors), slope_error=norm(across))
             return certify(f, params, W, b, self.config.lam, self.config.rho, project=project, **off)
 
-        certificate = self.certified(measure)
-        b.requires_grad_(b_trained)
+        b.requires_grad_()  # the lemma's bound needs the Hessian in b, trained or not
+        try:
+            certificate = self.certified(measure)
+        finally:
+            b.requires_grad_(b_trained)
         if certificate and not isfinite(certificate.gradient_norm):
             raise FloatingPointError(f"the gradient is {certificate.gradient_norm} at step {self.t}")
         return Result(certificate, self.arrays(), self.t, self.pgd.converged, self.interrupted)

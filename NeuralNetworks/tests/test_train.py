@@ -195,8 +195,18 @@ def saddle(**options):
 
 def test_fresh_batches_alone_are_no_f_to_be_certified():
     student, teacher, batch, generator = problem()
-    with pytest.raises(ValueError, match="give a rule"):
-        Training(student, lambda: batch, teacher.directions, Config(risk="sampled"), generator)
+    for data in (lambda: batch, None):
+        with pytest.raises(ValueError, match="give a rule"):
+            Training(student, data, teacher.directions, Config(risk="sampled"), generator)
+
+
+def test_a_frozen_bias_stays_so_where_the_certificate_fails(monkeypatch):
+    run_ = training(*problem(), steps=1).run()
+    run_.student.b.requires_grad_(False)
+    run_.student.W.data.fill_(math.nan)
+    with pytest.raises(FloatingPointError):
+        run_.result()
+    assert not run_.student.b.requires_grad
 
 
 @pytest.mark.parametrize("algorithm", ["default", "1", "2"])
