@@ -30,7 +30,7 @@ from model import Loss
 LAMS = tuple(10.0 ** (-e / 2) for e in range(2, 10))
 """the path of λ: 0.1 to 3·10⁻⁵; answers have variance 1, so that it suits them all"""
 NEGLIGIBLE = 0.002
-"""share of the answers' risk at 0 directions that an added direction must explain"""
+"""share of the answers' risk at 0 directions that those left out, all together, may cost beyond a standard error"""
 BATCH = 256
 Rows = tuple[Tensor, Tensor]
 """inputs x (n, d), whitened, and answers y (n,), of variance 1 or 0 and 1; float32, whose rounding no noise notices"""
