@@ -123,6 +123,7 @@ def stability(model: Estimator, table: Table, config: "Config", progress: Progre
         progress("bootstrap")
     for seed in range(config.seed + 1, config.seed + 1 + config.repeats):
         other = estimator(config, table, seed).fit(table.X, table.y, progress)
+        # β x = (β M⁻¹) z: its directions in our whitened inputs; columns in units of their spread for pinv's cutoff
         apart = sine(other.directions_ * unit @ np.linalg.pinv(M * unit), B)
         found.repeats.append(dict(n_directions=other.n_directions_, sine=apart))
         progress("another seed")

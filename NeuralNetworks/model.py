@@ -224,7 +224,7 @@ def build(
     for name, parameter in student.named_parameters():
         kept = config.trained == "first" and name not in ("W", "b")
         parameter.requires_grad_(not (kept or (name == "b" and config.freeze_bias)))
-    n, k = teacher.inputs, max(config.k, 1)  # where it uses none, as if it were the first
+    n, k = teacher.inputs, max(config.k, 1)  # a constant teacher is integrated as if it used the first direction
 
     def labelled(points: tuple[Tensor, Tensor]) -> Batch:
         return teacher.labelled(*(x.to(config.device) for x in points))
@@ -235,7 +235,8 @@ def build(
             points = max(HELD_OUT, 2 * config.samples) if config.risk == "sobol" else HELD_OUT
             return labelled(sobol(n, points, seed=config.seed + 1 + level[0]))
         if config.risk != "quadrature":
-            level = finer(level, 4 // k, 4 // k)  # as no training chooses it
+            # trained on other points: nothing refines this rule, so it starts finer
+            level = finer(level, 4 // k, 4 // k)
         along, across = round(NODES[0] / sqrt(k) * 2 ** (level[0] / 2)), round(NODES[1] * 2 ** (level[1] / 2))
         return labelled(quadrature([along] * k + [across] * (n - k), trapezoids=k))
 

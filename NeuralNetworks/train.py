@@ -166,7 +166,7 @@ class Training(Descent):
         W, expected = self.student.W.detach(), float(expected.detach())
         perp = perpendicular(W, self.U)
         f = expected + self.config.lam * float(W.square().sum())
-        grown = f > 1e9 * self.history.get("objective", [inf])[0] and not self.kicks  # which may lead anywhere
+        grown = f > 1e9 * self.history.get("objective", [inf])[0] and not self.kicks  # a kick may raise f by any factor
         if grown or not isfinite(f):
             if self.t:
                 raise FloatingPointError(f"the objective is {f:.3g} at step {self.t}")
