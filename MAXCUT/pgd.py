@@ -121,8 +121,7 @@ class PGD(torch.optim.Optimizer):
         f = self._evaluate(closure)
         if self.converged:
             return f
-        waited = self._t - self._t_noise
-        if self.gradient_norm <= group["rho"] > 0 and (self.objective or waited > self.patience):
+        if self.kicks_at(self.gradient_norm):
             if self.objective:
                 threshold = sqrt(self.K * group["rho"]) if self.curvature is None else self.curvature
                 least, direction = lambda_min(self.objective, params, accuracy=threshold / 4)
@@ -134,7 +133,7 @@ class PGD(torch.optim.Optimizer):
                 self._x, self._f, self._t_noise = [x.clone() for x in params], _value(f), self._t
                 self.perturb()
             f = self._evaluate(closure)  # the gradient at the perturbed point
-        elif waited == self.patience and group["rho"] > 0:
+        elif self._t - self._t_noise == self.patience and group["rho"] > 0:
             f_decrease = sqrt(group["rho"] ** 3 / self.K) if self.f_decrease is None else self.f_decrease
             if _value(f) - self._f > -f_decrease:
                 for x, remembered in zip(params, self._x, strict=True):
@@ -147,6 +146,11 @@ class PGD(torch.optim.Optimizer):
                 x += v.mul_(group["momentum"]).sub_(x.grad, alpha=group["lr"])
         self._t += 1
         return f
+
+    def kicks_at(self, gradient_norm: float) -> bool:
+        """Whether the next step, where ‖∇f‖ is that, kicks; of Algorithm 2, whether it looks at the curvature."""
+        waited = self.objective is not None or self._t - self._t_noise > self.patience
+        return waited and gradient_norm <= self.param_groups[0]["rho"] > 0
 
     @torch.no_grad()
     def perturb(self) -> None:

@@ -30,7 +30,7 @@ from model import Loss
 LAMS = tuple(10.0 ** (-e / 2) for e in range(2, 10))
 """the path of λ: 0.1 to 3·10⁻⁵; answers have variance 1, so that it suits them all"""
 NEGLIGIBLE = 0.002
-"""share of the answers' risk at 0 directions that an added direction must explain"""
+"""share of the answers' risk at 0 directions that those left out, all together, may cost beyond a standard error"""
 BATCH = 256
 Rows = tuple[Tensor, Tensor]
 """inputs x (n, d), whitened, and answers y (n,), of variance 1 or 0 and 1; float32, whose rounding no noise notices"""
@@ -47,7 +47,8 @@ class Network(torch.nn.Module):
     Args:
         d: input dimension.
         width: h.
-        generator: of the initial weights, W ~ N(0, 1/d), as at first k = d and B = I, b ~ N(0, 1/4), a ~ N(0, 1/h²).
+        generator: of the initial weights, b ~ N(0, 1/4), a ~ N(0, 1/h²), W = A ~ N(0, 1/d): at first k = d and B = I,
+            which is not trained.
     """
 
     def __init__(self, d: int, width: int, generator: torch.Generator) -> None:
@@ -84,7 +85,7 @@ class Network(torch.nn.Module):
 
     @torch.no_grad()
     def along(self, directions: Tensor) -> "Network":
-        """A copy whose B is the orthonormal `directions` (k, d), with W's part along them."""
+        """A copy whose B is the orthonormal `directions` (k, d), trained from then on, with W's part along them."""
         copy, A = deepcopy(self), self.weights @ directions.T
         copy.A, copy.B = (torch.nn.Parameter(x.clone(memory_format=torch.contiguous_format)) for x in (A, directions))
         return copy
@@ -109,8 +110,9 @@ def objective(network: Network, rows: Rows, loss: Loss, lam: float) -> Tensor:
     """f = risk + λ (‖W‖² + ‖a‖²).
 
     With ‖W‖² alone, W shrinks and a grows, and the function stays what it is where σ is nearly a polynomial. The lemma
-    allows any function of the parameters besides W and b, and ‖a‖² is one. Together they are at their least
-    2λ Σ_j |a_j| ‖w_j‖, which neurons pay that turn to a direction of their own.
+    allows any function of the parameters besides W and b, and ‖a‖² is one. For given |a_j| ‖w_j‖ the two are least at
+    |a_j| = ‖w_j‖, where they are 2λ Σ_j |a_j| ‖w_j‖: a price of first order on each neuron's share, so that one of too
+    little use vanishes instead of growing small.
     """
     x, y = rows
     return loss(network(x), y).mean() + lam * (network.weights.square().sum() + network.a.square().sum())

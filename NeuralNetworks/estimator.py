@@ -7,7 +7,6 @@ model.predict(X)            # the network's answer, a function of those coordina
 """
 
 from copy import deepcopy
-from dataclasses import replace
 from numbers import Integral
 from typing import ClassVar, Literal, Self
 
@@ -103,23 +102,18 @@ class _StructureDiscovery(base.ClassNamePrefixFeaturesOutMixin, base.Transformer
         self.n_directions, self.max_directions, self.inputs = n_directions, max_directions, inputs
         self.width, self.steps, self.random_state = width, steps, random_state
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+    def fit(self, X: ArrayLike, y: ArrayLike, progress: Progress = lambda stage: None) -> Self:
         """Choose λ and the directions on rows held out by chance, then fit again on all rows.
 
         Args:
             X: (n, d) numbers.
             y: (n,) answers.
+            progress: called after each fit, with what was fitted.
 
         Raises:
             ValueError: X or y is no such thing, or a hyperparameter is out of its range.
             KeyboardInterrupt: Ctrl-C; what was found by then is there all the same.
         """
-        if self.fit_with(X, y).discovery_.interrupted:
-            raise KeyboardInterrupt
-        return self
-
-    def fit_with(self, X: ArrayLike, y: ArrayLike, progress: Progress = lambda stage: None) -> Self:
-        """`fit`, with `progress` called after each of its steps with the step's name; Ctrl-C ends it early."""
         vars(self).pop("network_", None)  # what was fitted before, to other data perhaps, is no answer to these
         X, y = self._checked(X, y, reset=True, ensure_min_samples=5)
         self.check(X)
@@ -134,11 +128,9 @@ class _StructureDiscovery(base.ClassNamePrefixFeaturesOutMixin, base.Transformer
         how = (self.loss, counts, self.width, self.steps, generator, progress)
         self.discovery_ = discover(Search(training, validation, *how))
         self._keep(self.discovery_.chosen.network)
-        try:
-            return self._refitted(rows)
-        except KeyboardInterrupt:
-            self.discovery_ = replace(self.discovery_, interrupted=True)
-            return self
+        if self.discovery_.interrupted:
+            raise KeyboardInterrupt
+        return self._refitted(rows)
 
     def refit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit the network on other rows of the same table, from where it was chosen, with λ and the number as chosen.
@@ -156,16 +148,17 @@ class _StructureDiscovery(base.ClassNamePrefixFeaturesOutMixin, base.Transformer
         return validate_data(self, X, y, dtype=np.float64, y_numeric=not isinstance(self, base.ClassifierMixin), **how)
 
     def _refitted(self, rows: Rows) -> Self:
-        stage, iterations = self.discovery_.chosen, 10 if self.discovery_.interrupted else 200
-        return self._keep(polish(stage.network, rows, self.loss, stage.lam, iterations))
+        stage = self.discovery_.chosen
+        return self._keep(polish(stage.network, rows, self.loss, stage.lam, 200))
 
     def _keep(self, network: Network) -> Self:
         stage = self.discovery_.chosen
-        self.network_ = network.restricted(stage.directions)
+        network = network.restricted(stage.directions)
         self.lam_, self.n_directions_ = stage.lam, stage.directions
         self.spectrum_ = self.discovery_.full.network.spectrum()
-        self.directions_ = self.network_.directions @ self.whitening_.M
+        self.directions_ = network.directions @ self.whitening_.M
         self._n_features_out = self.n_directions_
+        self.network_ = network  # last: with it all is there
         return self
 
     def transform(self, X: ArrayLike) -> NDArray:

@@ -6,8 +6,7 @@ was measured, on rows that the networks did not see or on rows drawn again.
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
-from itertools import islice
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -100,55 +99,46 @@ def predictors(model: Estimator, X: NDArray, y: NDArray, config: "Config") -> It
 class Stability:
     """How far the directions move when rows are drawn again, or everything is."""
 
-    loadings_sd: NDArray
-    """(k, d) standard deviation of the loadings over the bootstrap, each sample's turned in its plane to fit best"""
+    loadings: list[NDArray] = field(default_factory=list)
+    """(k, d) of each bootstrap sample, turned in its plane to fit the table's best"""
     sines: list[float] = field(default_factory=list)
     """of the largest angle between the directions of each bootstrap sample and those of the table, whitened inputs"""
     repeats: list[dict[str, float]] = field(default_factory=list)
     """number of directions, and the sine, for each other seed"""
 
 
-def stability(model: Estimator, table: Table, config: "Config", progress: Progress) -> tuple[Stability, bool]:
+def stability(model: Estimator, table: Table, config: "Config", progress: Progress, found: Stability) -> None:
     """Refit on bootstrap samples of the rows, at the chosen λ and number, and choose anew with other seeds.
 
-    Returns:
-        what was found, and whether Ctrl-C ended this early.
+    What is found goes into `found` at once, where it is if Ctrl-C ends this early.
     """
     network, unit, rng = model.network_, table.X.std(0), np.random.default_rng(config.seed)
-    B, M, loadings = network.directions, model.whitening_.M, []
-    found = Stability(np.full((len(B), len(M)), np.nan))
-    try:
-        z, y = model.rows(table.X, table.y)
-        for _ in range(config.bootstrap if len(B) else 0):
-            drawn = torch.as_tensor(rng.integers(len(z), size=len(z)))
-            again = polish(network, (z[drawn], y[drawn]), model.loss, model.lam_, iterations=40)
-            other = again.restricted(len(B)).directions
-            found.sines.append(sine(other, B))
-            loadings.append(orthogonal_procrustes(other.T, B.T)[0].T @ other @ M)
-            if len(loadings) > 1:
-                found.loadings_sd = np.std(loadings, axis=0, ddof=1)
-            progress("bootstrap")
-        for seed in range(config.seed + 1, config.seed + 1 + config.repeats):
-            other = estimator(config, table, seed).fit_with(table.X, table.y, progress)
-            if other.discovery_.interrupted:
-                return found, True
-            apart = sine(other.directions_ * unit @ np.linalg.pinv(M * unit), B)
-            found.repeats.append(dict(n_directions=other.n_directions_, sine=apart))
-            progress("another seed")
-    except KeyboardInterrupt:
-        return found, True
-    return found, False
+    B, M, (z, y) = network.directions, model.whitening_.M, model.rows(table.X, table.y)
+    for _ in range(config.bootstrap if len(B) else 0):
+        drawn = torch.as_tensor(rng.integers(len(z), size=len(z)))
+        again = polish(network, (z[drawn], y[drawn]), model.loss, model.lam_, iterations=40)
+        other = again.restricted(len(B)).directions
+        found.loadings.append(orthogonal_procrustes(other.T, B.T)[0].T @ other @ M)
+        found.sines.append(sine(other, B))
+        progress("bootstrap")
+    for seed in range(config.seed + 1, config.seed + 1 + config.repeats):
+        other = estimator(config, table, seed).fit(table.X, table.y, progress)
+        # β x = (β M⁻¹) z: its directions in our whitened inputs; columns in units of their spread for pinv's cutoff
+        apart = sine(other.directions_ * unit @ np.linalg.pinv(M * unit), B)
+        found.repeats.append(dict(n_directions=other.n_directions_, sine=apart))
+        progress("another seed")
 
 
 # --- files and summary ------------------------------------------------------------------------------------------------
 
 
-def directions_table(model: Estimator, table: Table, loadings_sd: NDArray) -> pd.DataFrame:
+def directions_table(model: Estimator, table: Table, samples: list[NDArray]) -> pd.DataFrame:
     """A row for each direction and column: loading (per unit of the column), the same per standard deviation of it.
 
-    Sorted by the size of the second, within each direction.
+    Sorted by the size of the second, within each direction; and its standard deviation over the bootstrap's samples.
     """
     beta, scale = model.directions_, model.whitening_.deviation(table.X)
+    loadings_sd = np.std(samples, axis=0, ddof=1) if len(samples) > 1 else np.full(beta.shape, np.nan)
     found = dict(direction=np.repeat(np.arange(1, len(beta) + 1), len(scale)), column=table.columns * len(beta))
     for name, values in dict(loading=beta, standardized=beta * scale, standardized_sd=loadings_sd * scale).items():
         found[name] = values.ravel()
@@ -242,7 +232,7 @@ def explore(config: "Config") -> bool:
         raise ValueError(f"the target {table.target} is the same in all {len(test)} rows held out: too few rows differ")
     writable(config.out)
     torch.set_num_threads(1)  # batches are small: more threads wait for each other, long where the machine is busy
-    start, scores = time.perf_counter(), {}
+    start, scores, found, interrupted = time.perf_counter(), {}, Stability(), False
     X, y = table.X[rows], table.y[rows]
     ranks = min(len(table.columns), config.max_directions, config.neurons) + 1 if config.directions is None else 1
     total = (1 + config.repeats) * (len(LAMS) + ranks + 1) + config.bootstrap + 5  # predictors
@@ -252,28 +242,29 @@ def explore(config: "Config") -> bool:
             bar.set_postfix_str(stage, refresh=False)
             bar.update()
 
-        interrupted = model.fit_with(X, y, progress).discovery_.interrupted
         try:
-            for name, predict in islice(predictors(model, X, y, config), 1 if interrupted else None):
+            model.fit(X, y, progress)
+            for name, predict in predictors(model, X, y, config):
                 scores[name] = score(table.y[test], predict(table.X[test]), classes)
                 progress(name)
+            model.refit(table.X, table.y)  # what is saved is what all rows say; it is not what was tested
+            stability(model, table, config, progress, found)
         except KeyboardInterrupt:
+            if not hasattr(model, "network_"):
+                raise
             interrupted = True
-        try:  # what is saved is what all rows say; it is not what was tested
-            model.refit(table.X, table.y)
-        except KeyboardInterrupt:
-            interrupted = True
-        less = replace(config, bootstrap=0, repeats=0) if interrupted else config
-        found, stopped = stability(model, table, less, progress)
+            if not scores:
+                name, predict = next(predictors(model, X, y, config))
+                scores[name] = score(table.y[test], predict(table.X[test]), classes)
     with whole_files(config.out, ("table_answer.png", "table_answer.pdf")) as folder:
-        directions = directions_table(model, table, found.loadings_sd)
-        content = results(model, table, scores, found) | {"interrupted": interrupted or stopped}
+        directions = directions_table(model, table, found.loadings)
+        content = results(model, table, scores, found) | {"interrupted": interrupted}
         content |= {"seconds": time.perf_counter() - start}
         save(folder, config, content, plot_table.figures(model, table), weights=model.arrays())
         directions.to_csv(folder / "directions.csv", index=False)
-    if content["interrupted"]:
+    if interrupted:
         print("interrupted: what follows, and is saved, is what there was")
     say(model, table, config, scores, found)
     print(loadings(directions), end="\n" * bool(len(directions)))
     print_summary({"seconds": f"{content['seconds']:.1f}", "files": str(config.out.resolve())})
-    return content["interrupted"]
+    return interrupted

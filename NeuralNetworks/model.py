@@ -202,7 +202,7 @@ def finer(level: Level, along: int, across: int) -> Level:
 
 
 HELD_OUT = 4096
-"""points of the Sobol sets on which a risk in more than 3 dimensions is measured"""
+"""points at least of the Sobol sets on which a risk in more than 3 dimensions is measured"""
 NODES = 36, 4
 """of the coarsest rule up to 3 dimensions: 36/√k along each of the teacher's k directions, and 4 across"""
 
@@ -213,7 +213,7 @@ def build(
     """The teacher, the student, the data to train on (None: the rule), and a rule for the population, as a function.
 
     rule(level): from level (0, 0) on, rules of √2 times as many nodes each along or across, or beyond 3 dimensions
-    other Sobol sets.
+    other Sobol sets, of at least twice as many points as one that is trained on.
 
     config: with all its hyperparameters (`train.complete`); generator: of the initial weights and fresh batches.
     """
@@ -224,7 +224,7 @@ def build(
     for name, parameter in student.named_parameters():
         kept = config.trained == "first" and name not in ("W", "b")
         parameter.requires_grad_(not (kept or (name == "b" and config.freeze_bias)))
-    n, k = teacher.inputs, max(config.k, 1)  # where it uses none, as if it were the first
+    n, k = teacher.inputs, max(config.k, 1)  # a constant teacher is integrated as if it used the first direction
 
     def labelled(points: tuple[Tensor, Tensor]) -> Batch:
         return teacher.labelled(*(x.to(config.device) for x in points))
@@ -232,9 +232,11 @@ def build(
     @cache
     def rule(level: Level) -> Batch:
         if config.d > 3:
-            return labelled(sobol(n, HELD_OUT, seed=config.seed + 1 + level[0]))
+            points = max(HELD_OUT, 2 * config.samples) if config.risk == "sobol" else HELD_OUT
+            return labelled(sobol(n, points, seed=config.seed + 1 + level[0]))
         if config.risk != "quadrature":
-            level = finer(level, 4 // k, 4 // k)  # as no training chooses it
+            # trained on other points: nothing refines this rule, so it starts finer
+            level = finer(level, 4 // k, 4 // k)
         along, across = round(NODES[0] / sqrt(k) * 2 ** (level[0] / 2)), round(NODES[1] * 2 ** (level[1] / 2))
         return labelled(quadrature([along] * k + [across] * (n - k), trapezoids=k))
 

@@ -120,12 +120,14 @@ def _file(path: Path, target: str | None) -> tuple[pd.DataFrame, str]:
     try:
         if kind == ".csv":
             content = pd.read_csv(path, skipinitialspace=True)
+            how = dict(skipinitialspace=True, dtype=str, keep_default_na=False)
+            given = pd.read_csv(path, header=None, nrows=1, **how).iloc[0].str.strip()
         else:
             with np.load(path, allow_pickle=False) as arrays:
                 content = {name: arrays[name] for name in arrays.files}
     except (ValueError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:  # also pandas'
         raise ValueError(f"--data {path} can't be read as {kind[1:]}: {error}") from None
-    frame = _headed(content, path) if kind == ".csv" else _framed(content, path)
+    frame = _headed(content, given, path) if kind == ".csv" else _framed(content, path)
     target = "y" if target is None and kind == ".npz" else target
     if target is None or target not in frame.columns:
         given = "--target is missing" if target is None else f"--target {target}: there is no such column"
@@ -133,12 +135,12 @@ def _file(path: Path, target: str | None) -> tuple[pd.DataFrame, str]:
     return frame, target
 
 
-def _headed(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+def _headed(frame: pd.DataFrame, given: pd.Series, path: Path) -> pd.DataFrame:
     frame.columns = frame.columns.astype(str).str.strip()
     if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first fields for names of the rows
         raise ValueError(f"--data {path}: its rows hold more values than the first line has names; name every column")
-    if not frame.columns.is_unique:
-        raise ValueError(f"--data {path}: two columns are called {frame.columns[frame.columns.duplicated()][0]}")
+    if len(twice := given[given.duplicated() & (given != "")]):  # pandas has called the second of them y.1
+        raise ValueError(f"--data {path}: two columns are called {twice.iloc[0]}")
     if pd.to_numeric(frame.columns, errors="coerce").notna().all():
         raise ValueError(f"--data {path}: the first line holds numbers; it must name the columns")
     return frame

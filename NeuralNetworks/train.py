@@ -73,7 +73,7 @@ class Training(Descent):
             that of one finer still is the certificate's gradient_error. None: the data are all that is meant.
 
     Raises:
-        ValueError: fresh batches, and no rule.
+        ValueError: fresh batches or no data, and no rule.
     """
 
     def __init__(
@@ -87,9 +87,10 @@ class Training(Descent):
     ) -> None:
         config, self._fresh = complete(config), callable(data)
         self.student, self.data, self.U, self.config = student, data, U, config
-        if self._fresh and rule is None:
-            raise ValueError("fresh batches are no f to be certified: give a rule for the population too")
-        self.level, self._checked, self.rule = (0, 0), -inf, rule or (lambda level: data)
+        if rule is None and (self._fresh or data is None):
+            given = "fresh batches are" if self._fresh else "without data there is"
+            raise ValueError(f"{given} no f to be certified: give a rule for the population too")
+        self.level, self.rule = (0, 0), rule or (lambda level: data)
         self.loss, self.W_initial, self._start = LOSSES[config.loss], student.W.detach().clone(), perf_counter()
         params = {name: x for name, x in student.named_parameters() if x.requires_grad}
         # Descent alone lowers f by so much in `patience` steps at ‖∇f‖ = ρ: no theory, nor Jin et al.'s √(ρ³/K), which
@@ -137,11 +138,8 @@ class Training(Descent):
 
         def closure() -> Tensor:
             f, slope = self.gradient(self.batch())
-            if self.data is None:
-                kick = self.t > self._checked + self.config.patience and norm(slope) <= self.pgd.param_groups[0]["rho"]
-                if kick or self.t & (self.t - 1) == 0:
-                    f, slope = self.refined(f, slope)
-                self._checked = self.t if kick else self._checked
+            if self.data is None and (self.t & (self.t - 1) == 0 or self.pgd.kicks_at(norm(slope))):
+                f, slope = self.refined(f, slope)
             for x, g in zip(self.params.values(), slope, strict=True):
                 x.grad = g
             return f
@@ -168,7 +166,7 @@ class Training(Descent):
         W, expected = self.student.W.detach(), float(expected.detach())
         perp = perpendicular(W, self.U)
         f = expected + self.config.lam * float(W.square().sum())
-        grown = f > 1e9 * self.history.get("objective", [inf])[0] and not self.kicks  # which may lead anywhere
+        grown = f > 1e9 * self.history.get("objective", [inf])[0] and not self.kicks  # a kick may raise f by any factor
         if grown or not isfinite(f):
             if self.t:
                 raise FloatingPointError(f"the objective is {f:.3g} at step {self.t}")
@@ -186,12 +184,12 @@ class Training(Descent):
 
     def state_dict(self) -> State:
         """All that further steps depend on."""
-        return super().state_dict() | dict(level=self.level, checked=self._checked)
+        return super().state_dict() | dict(level=self.level)
 
     def load_state_dict(self, state: State) -> None:
         """Go on where the training was."""
         super().load_state_dict(state)
-        self.level, self._checked = state["level"], state["checked"]
+        self.level = state["level"]
         self._start = perf_counter() - self.history["seconds"][-1]
 
     @property
@@ -212,7 +210,6 @@ class Training(Descent):
         """
         W, b, params = self.student.W, self.student.b, list(self.params.values())
         b_trained = b.requires_grad
-        b.requires_grad_()  # the lemma's bound needs the Hessian in b, trained or not
 
         def measure() -> Certificate:
             certified, check = (self.rule(finer(self.level, i, i)) for i in (1, 2))
@@ -223,8 +220,11 @@ class Training(Descent):
             off = dict(gradient_error=norm(errors), slope_error=norm(across))
             return certify(f, params, W, b, self.config.lam, self.config.rho, project=project, **off)
 
-        certificate = self.certified(measure)
-        b.requires_grad_(b_trained)
+        b.requires_grad_()  # the lemma's bound needs the Hessian in b, trained or not
+        try:
+            certificate = self.certified(measure)
+        finally:
+            b.requires_grad_(b_trained)
         if certificate and not isfinite(certificate.gradient_norm):
             raise FloatingPointError(f"the gradient is {certificate.gradient_norm} at step {self.t}")
         return Result(certificate, self.arrays(), self.t, self.pgd.converged, self.interrupted)

@@ -84,6 +84,7 @@ BAD = {
     "few rows": (lambda t: t.head(9), "9 rows .*at least 20"),
     "no rows": (lambda t: t.head(0), "0 rows|text"),
     "target twice": (lambda t: t.assign(**{"y ": t["b"]}), "two columns are called y$"),
+    "target twice to the letter": (lambda t: t.assign(z=2 * t["y"]).rename(columns={"z": "y"}), "two .* called y$"),
     "equal columns": (lambda t: t.assign(d=t["b"]), "columns b and d .* are the same; leave one out by --without d"),
     "the same in other units": (lambda t: t.assign(d=3 - 2 * t["b"]), "columns b and d .*in other units"),
     "infinite": (lambda t: t.assign(c=[np.inf] + [1.0] * 19 + [2.0] * 20), "column c .*infinite"),

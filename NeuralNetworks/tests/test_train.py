@@ -12,7 +12,7 @@ import train
 from activations import activation
 from main import Config
 from model import LOSSES, Student, Teacher, build, cosines, parallel, perpendicular, quadrature, risk, sampled
-from pgd import Certificate
+from pgd import Certificate, norm
 from train import Training, complete
 
 
@@ -195,8 +195,18 @@ def saddle(**options):
 
 def test_fresh_batches_alone_are_no_f_to_be_certified():
     student, teacher, batch, generator = problem()
-    with pytest.raises(ValueError, match="give a rule"):
-        Training(student, lambda: batch, teacher.directions, Config(risk="sampled"), generator)
+    for data in (lambda: batch, None):
+        with pytest.raises(ValueError, match="give a rule"):
+            Training(student, data, teacher.directions, Config(risk="sampled"), generator)
+
+
+def test_a_frozen_bias_stays_so_where_the_certificate_fails(monkeypatch):
+    run_ = training(*problem(), steps=1).run()
+    run_.student.b.requires_grad_(False)
+    run_.student.W.data.fill_(math.nan)
+    with pytest.raises(FloatingPointError):
+        run_.result()
+    assert not run_.student.b.requires_grad
 
 
 @pytest.mark.parametrize("algorithm", ["default", "1", "2"])
@@ -366,6 +376,21 @@ def test_a_rule_that_is_off_is_refined(off, stretch, monkeypatch):
     assert run_.level == (0, 0)
 
 
+def test_the_rule_is_put_to_the_test_before_each_kick(monkeypatch):
+    config = complete(Config(width=10, lam=1e-3, steps=500))
+    teacher, student, data, rule = build(config, torch.Generator().manual_seed(0))
+    run_, tested = Training(student, data, teacher.directions, config, torch.Generator().manual_seed(0), rule), []
+
+    def refined(f: torch.Tensor, slope: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """As if a finer rule's ∇f were above ρ the first time that a kick was to come."""
+        first = norm(slope) <= config.rho and not any(t & (t - 1) for t in tested)
+        tested.append(run_.t)
+        return f, [g * 1.1 * config.rho / norm(slope) for g in slope] if first else slope
+
+    monkeypatch.setattr(run_, "refined", refined)
+    assert run_.run().kicks and {t - 1 for t in run_.kicks} <= {*tested}
+
+
 @pytest.mark.parametrize("d, risk_", [(2, "quadrature"), (2, "sobol"), (4, "sobol"), (4, "sampled")])
 def test_what_is_built_is_what_the_config_says(d, risk_):
     config = complete(Config(d=d, width=7, depth=4, risk=risk_, samples=64, batch=9, freeze_bias=True))
@@ -380,3 +405,9 @@ def test_what_is_built_is_what_the_config_says(d, risk_):
     assert len({float(x[0, 0]) for x, _, _ in different}) == len(different)
     for x, y, p in different:
         assert torch.allclose(y, (x @ teacher.directions[0]).tanh()) and float(p.sum()) == pytest.approx(1)
+
+
+def test_beyond_three_dimensions_a_sobol_set_is_certified_on_a_finer_one():
+    config = complete(Config(d=4, width=2, risk="sobol", samples=8192))
+    _, _, data, rule = build(config, torch.Generator())
+    assert len(data[0]) == 8192 and [len(rule((level, level))[0]) for level in (0, 1, 2)] == [16384] * 3
