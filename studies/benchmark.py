@@ -221,6 +221,9 @@ def draw_gaps(gaps: list[tuple[str, str, float, list]], end: float) -> Figure:
         axes.axhline(least, color="black", linewidth=0.8, linestyle=":", label="no gap")
         axes.set(xscale="log", yscale="log", title=kind, xlabel="seconds", ylabel="gap to the reference")
         axes.label_outer()
+    for axes in panels[len(families) - columns : len(families)]:  # the lowest in each column
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel("seconds")
     for axes in panels[len(families) :]:
         axes.set_axis_off()
     legend_below(figure, columns=3)
