@@ -111,10 +111,10 @@ def main(config: Config) -> bool:
     # Descend from them to one cut; search for better ones, and go where the best is an SOSP.
     descent, found = Derandomization(graph, V, config, generator), None
     s = descent.run(checkpoint).round()
-    baselines = Baselines(graph, V, config.roundings, torch.Generator(config.device).manual_seed(config.seed + 1))
+    with descent.unbroken():
+        baselines = Baselines(graph, V, config.roundings, torch.Generator(config.device).manual_seed(config.seed + 1))
     if (config.seconds or config.descents) and not descent.interrupted:
-        # With a number of descents only, nothing shall depend on when the bound is known.
-        most = partial(baselines.ceiling, wait=config.seconds is None) if optimum is None else lambda: optimum
+        most = partial(baselines.ceiling, config.seconds is not None) if optimum is None else lambda: optimum
         # Half a second is left for figures, and 80 steps' for the certificate.
         found = search(graph, V, s, config, since, most, workers, checkpoint, lambda: 0.5 + 80 * descent.pace)
         s = descent.plant(found)

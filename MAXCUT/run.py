@@ -98,7 +98,7 @@ class Checkpoint:
         if file.exists():
             content = io.BytesIO(file.read_bytes())
             try:
-                saved = torch.load(content, map_location="cpu", weights_only=True)  # runs no code of the file
+                saved = torch.load(content, weights_only=True)  # runs no code, whatever is in the file
                 other, self.parts, self.elapsed = dict(saved["identity"]), saved["parts"], saved["elapsed"]
             except Exception:  # whatever unpickling stumbles on
                 raise ValueError(f"--checkpoint {file} is there and is no checkpoint of such a run") from None

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from utilities import Graph, cut_values, weighted_sums
+from utilities import LARGE, Graph, cut_values, weighted_sums
 
 MAX_RANK = 32
 """Rank beyond which V is not taken by default. ⌈√(2n)⌉ makes every second-order point global (Boumal, Voroninski,
@@ -157,6 +157,7 @@ class Baselines:
     """
 
     def __init__(self, graph: Graph, V: Tensor, roundings: int, generator: torch.Generator) -> None:
+        self.large = graph.m >= LARGE
         self.bound = float(graph.w.clamp(min=0).sum()), "the weights' sum"
         self.cuts = goemans_williamson(graph, V, 1, generator.clone_state())
         pool = ThreadPool(1)
@@ -164,11 +165,16 @@ class Baselines:
         self._cuts = pool.apply_async(goemans_williamson, (graph, V, roundings, generator))
         pool.close()
 
-    def ceiling(self, wait: bool) -> float:
-        """What no cut is above; inf if that failed, or, unless it is to `wait`, while nobody knows."""
-        if wait:
+    def ceiling(self, timed: bool) -> float:
+        """What no cut is above; inf if that failed, or while nobody knows.
+
+        If not `timed`, nothing depends on when it is known: it is awaited, or from `LARGE` edges on inf, as it may take
+        minutes.
+        """
+        if not timed and not self.large:
             self._bound.wait()
-        return self._bound.get()[0] if self._bound.ready() and self._bound.successful() else inf
+        known = self._bound.ready() and self._bound.successful() and (timed or not self.large)
+        return self._bound.get()[0] if known else inf
 
     def wait(self, seconds: float | None) -> bool:
         """Take in what is there after so many seconds for each, or for as long as it takes; False after Ctrl-C."""

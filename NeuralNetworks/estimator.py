@@ -154,11 +154,10 @@ class _StructureDiscovery(base.ClassNamePrefixFeaturesOutMixin, base.Transformer
     def _keep(self, network: Network) -> Self:
         stage = self.discovery_.chosen
         network = network.restricted(stage.directions)
-        self.lam_, self.n_directions_ = stage.lam, stage.directions
-        self.spectrum_ = self.discovery_.full.network.spectrum()
-        self.directions_ = network.directions @ self.whitening_.M
-        self._n_features_out = self.n_directions_
-        self.network_ = network  # last: with it all is there
+        found = dict(lam_=stage.lam, n_directions_=stage.directions, _n_features_out=stage.directions)
+        found |= dict(spectrum_=self.discovery_.full.network.spectrum())
+        found |= dict(directions_=network.directions @ self.whitening_.M, network_=network)
+        vars(self).update(found)  # at once: Ctrl-C may come at any time
         return self
 
     def transform(self, X: ArrayLike) -> NDArray:

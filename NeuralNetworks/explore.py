@@ -24,7 +24,7 @@ import plot_table
 from discover import LAMS, Network, Progress, Stage, descend, polish, sine
 from estimator import DEFAULT, StructureDiscovery, StructureDiscoveryClassifier
 from model import effective_rank
-from run import State, print_summary, save, whole_files, writable
+from run import State, held, print_summary, save, whole_files, writable
 from table import Table, read, split
 
 if TYPE_CHECKING:
@@ -253,9 +253,10 @@ def explore(config: "Config") -> bool:
             if not hasattr(model, "network_"):
                 raise
             interrupted = True
-            if not scores:
-                name, predict = next(predictors(model, X, y, config))
-                scores[name] = score(table.y[test], predict(table.X[test]), classes)
+            with held():  # a second Ctrl-C
+                if not scores:
+                    name, predict = next(predictors(model, X, y, config))
+                    scores[name] = score(table.y[test], predict(table.X[test]), classes)
     with whole_files(config.out, ("table_answer.png", "table_answer.pdf")) as folder:
         directions = directions_table(model, table, found.loadings)
         content = results(model, table, scores, found) | {"interrupted": interrupted}

@@ -21,6 +21,7 @@ from main import Config
 from optimizer import Derandomization, conditional_expectations
 from sdp import solve_sdp
 from search import search
+from sweep import whole
 from utilities import Graph
 from ways import Annealing
 
@@ -142,10 +143,8 @@ def cuts_of_search(graph: Graph, seconds: float, seed: int, cores: int = 2, rand
     V, config = solve_sdp(graph, generator=generator), Config(seconds=seconds, seed=seed)
     if random_vectors:
         V = normalize(torch.randn(V.shape, generator=generator))
-    descent = Derandomization(graph, V, config, generator).run()
-    found = search(graph, V, descent.round(), config, since, workers=cores)
-    if descent.interrupted or found.interrupted:
-        raise KeyboardInterrupt
+    descent = whole(Derandomization(graph, V, config, generator).run())
+    found = whole(search(graph, V, descent.round(), config, since, workers=cores))
     return [(t, cut) for t, cut in zip(found.seconds, found.best, strict=True) if t <= max(seconds, found.seconds[0])]
 
 

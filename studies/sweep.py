@@ -135,8 +135,14 @@ def quartiles(rows: Sequence[Row], column: str, **where: object) -> tuple[float,
     """First quartile, median and third quartile of a column, over the rows with these values; where it is None aside.
 
     Without any they are nan.
+
+    Raises:
+        ValueError: no row has these values.
     """
-    values = [row[column] for row in rows if where.items() <= row.items() and row[column] is not None]
+    chosen = [row[column] for row in rows if where.items() <= row.items()]
+    if not chosen:
+        raise ValueError(f"no run has {where}")
+    values = [value for value in chosen if value is not None]
     q1, median, q3 = np.quantile(np.array(values or [nan], dtype=float), [0.25, 0.5, 0.75])
     return float(q1), float(median), float(q3)
 

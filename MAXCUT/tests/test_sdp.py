@@ -1,7 +1,6 @@
 """The relaxation against known values, its bound against exact optima, roundings against arccos(r)/π."""
 
 import math
-import signal
 import threading
 
 import networkx as nx
@@ -162,13 +161,16 @@ def test_rows_have_length_1_whatever_the_weights_sizes():
     assert w.sum() <= upper_bound(graph, V)[0] < 1.001 * w.sum()
 
 
-def test_baselines_are_those_of_their_functions_and_a_search_may_wait_for_their_bound():
+def test_baselines_are_those_of_their_functions_and_a_search_may_wait_for_their_bound(monkeypatch):
     graph = random_graph(40, 0.2, 0)
     V = solve_sdp(graph, generator=generator())
     baselines = Baselines(graph, V, 20, generator(1))
-    assert baselines.ceiling(wait=True) == upper_bound(graph, V)[0] and baselines.wait(None)
+    assert baselines.ceiling(timed=False) == upper_bound(graph, V)[0] and baselines.wait(None)
     assert baselines.bound == upper_bound(graph, V)
     assert torch.equal(baselines.cuts, goemans_williamson(graph, V, 20, generator(1)))
+    monkeypatch.setattr(sdp, "LARGE", 1)  # of more edges it might take minutes
+    large = Baselines(graph, V, 20, generator(1))
+    assert large.wait(None) and large.ceiling(timed=True) < math.inf == large.ceiling(timed=False)
 
 
 @pytest.mark.parametrize("seconds", [None, 0.1])
@@ -176,9 +178,12 @@ def test_neither_ctrl_c_nor_the_end_of_patience_loses_a_run_that_awaits_its_base
     graph, late = random_graph(40, 0.2, 0), threading.Event()
     monkeypatch.setattr(sdp, "upper_bound", lambda *_: late.wait(60))
     baselines = Baselines(graph, torch.eye(40), 20, generator())
-    press = threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
     if seconds is None:
-        press.start()
-    assert baselines.ceiling(wait=False) == math.inf and baselines.wait(seconds) == (seconds is not None)
+
+        def interrupted(seconds: float | None) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(baselines._bound, "get", interrupted)
+    assert baselines.ceiling(timed=True) == math.inf and baselines.wait(seconds) == (seconds is not None)
     late.set()
     assert baselines.bound == (graph.m, "the weights' sum") and len(baselines.cuts) == 1
