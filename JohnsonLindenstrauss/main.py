@@ -111,9 +111,9 @@ def read(config: Config) -> Problem:
     return (Pairs if config.problem == "pairs" else Vectors)(torch.from_numpy(X).to(config.device))
 
 
+@run.threads(1)  # what is computed at a time fits in the cache: more would only wait for each other
 def main(config: Config) -> bool:
     """Run the experiment, save its files, print the summary; returns whether Ctrl-C cut it short."""
-    torch.set_num_threads(1)  # what is computed at a time fits in the cache: more would only wait for each other
     problem = read(config)
     run.writable(config.out)
     checkpoint = run.Checkpoint(config.checkpoint, config, [problem.X])

@@ -19,7 +19,6 @@ f is F_τ plus a ridge tr M G Mᵀ; λ ‖σI‖² is 0. It is the same for M an
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from math import inf, log, sqrt, tanh
 from typing import NamedTuple
 
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from model import Problem, bound, bound_gradient, exact_distortion, row_space, strongest
 from pgd import Certificate, certify, lanczos
+from run import threads
 
 GROWTH = 2.0
 """factor of τ from one minimum that is followed to the next"""
@@ -49,17 +49,6 @@ WALK, LOOK, MOMENTUM = 600, 50, 0.95
 """most steps in the metric of one Hessian, those between two looks at all pairs, and the heavy ball's factor"""
 NOISE, SEEN = 1e-13, 1e-12
 """differences of f that rounding makes, and those that it can't hide"""
-
-
-@contextmanager
-def threads(count: int, where: bool = True) -> Iterator[None]:
-    """So many of PyTorch's for a while, where that is so; else as many as there are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count if where else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class At(NamedTuple):

@@ -287,6 +287,17 @@ def writable(folder: Path) -> None:
 
 
 @contextmanager
+def threads(count: int | None = None) -> Iterator[None]:
+    """So many of PyTorch's within the block, None for as many as there are; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def held() -> Iterator[list[int]]:
     """While the block runs Ctrl-C is only noted, in the list."""
     pressed: list[int] = []

@@ -33,9 +33,9 @@ from model import (
     strongest,
     tail,
 )
-from newton import CERTIFIABLE, DENSE, Newton, certificate, threads
+from newton import CERTIFIABLE, DENSE, Newton, certificate
 from pgd import PGD, Certificate, certify
-from run import Descent, State, perturbed
+from run import Descent, State, perturbed, threads
 
 if TYPE_CHECKING:
     from main import Config
@@ -214,7 +214,7 @@ class Derandomization(Descent):
         M, t = self.params.values()
         if self.config.objective == "bound":
             s, pull = self.scale * t, M @ self.G
-            with threads(CORES, where=is_sample(self.few)):
+            with threads(CORES if is_sample(self.few) else None):
                 value, f_M, f_s = bound_gradient(self.few, M, s, self.tau)
             value += self.lam * s.square().item() + float((pull * M).sum())
             return value, [f_M + 2 * pull, self.scale * (f_s + 2 * self.lam * s)]
@@ -285,7 +285,7 @@ class Derandomization(Descent):
     @torch.no_grad()
     def newton_step(self) -> None:
         """One step of Newton's method, at σ = 0."""
-        with threads(CORES, where=self.newton.M.numel() > LARGE):
+        with threads(CORES if self.newton.M.numel() > LARGE else None):
             self.newton.step()
         self.tau, self.value = self.newton.tau, self.newton.f
         self.pgd.gradient_norm, self.pgd.converged = self.newton.gradient_norm, self.newton.converged

@@ -26,7 +26,7 @@ from optimizer import Derandomization, unperturbed
 from run import Count, Device, Momentum, NotNegative, Positive, Seed
 from sdp import Baselines, sdp_value, solve_sdp
 from search import search
-from utilities import EXACT_LIMIT, LARGE, exact_maxcut, random_graph, read_graph, threads_restored
+from utilities import EXACT_LIMIT, LARGE, exact_maxcut, random_graph, read_graph
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Config:
             raise ValueError("--algorithm 1 and 2 are pure: leave --seconds, --descents, --momentum and --growth out")
 
 
-@threads_restored()
+@run.threads()
 def main(config: Config) -> bool:
     """Run the experiment, save its files, print the summary; returns whether Ctrl-C cut it short."""
     graph = random_graph(config.n, config.p, config.graph_seed) if config.graph is None else read_graph(config.graph)

@@ -171,10 +171,11 @@ class Baselines:
         If not `timed`, nothing depends on when it is known: it is awaited, or from `LARGE` edges on inf, as it may take
         minutes.
         """
-        if not timed and not self.large:
+        if not timed:
+            if self.large:
+                return inf
             self._bound.wait()
-        known = self._bound.ready() and self._bound.successful() and (timed or not self.large)
-        return self._bound.get()[0] if known else inf
+        return self._bound.get()[0] if self._bound.ready() and self._bound.successful() else inf
 
     def wait(self, seconds: float | None) -> bool:
         """Take in what is there after so many seconds for each, or for as long as it takes; False after Ctrl-C."""

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from kernel import kernel
 from population import Search
-from run import Checkpoint, held
-from utilities import Graph, threads_restored, trim
+from run import Checkpoint, held, threads
+from utilities import Graph, trim
 from ways import GROWING, SHORTEST, TEAMS, WAYS, Ways
 
 if TYPE_CHECKING:
@@ -224,8 +224,8 @@ def search(
         ways = Ways(reduced.graph, V[torch.from_numpy(reduced.vertices).to(V.device)], config.epsilon, config.rank)
         reheating = Reheating(ways, found, config, left, checkpoint)
     found.interrupted = bool(pressed)
-    with threads_restored(), tqdm(desc="search", total=config.seconds, unit="s", disable=None, leave=False) as bar:
-        torch.set_num_threads(1)  # the workers are the parallelism; threads within a step would wait for each other
+    # The workers are the parallelism: threads within a step would wait for each other.
+    with threads(1), tqdm(desc="search", total=config.seconds, unit="s", disable=None, leave=False) as bar:
         try:
             if not found.interrupted:
                 reheating.run(workers, progress, stop)

@@ -3,8 +3,6 @@
 import ctypes
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,16 +93,6 @@ def trim() -> None:
     """Return freed memory to the system; of several threads' glibc keeps gigabytes. Elsewhere: nothing."""
     if sys.platform == "linux":
         getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)(0)
-
-
-@contextmanager
-def threads_restored() -> Iterator[None]:
-    """The block may change PyTorch's number of threads, which is what it was afterwards."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def weighted_sums(start: Tensor, column: Tensor, values: Tensor, Y: Tensor) -> Tensor:

@@ -154,9 +154,9 @@ class _StructureDiscovery(base.ClassNamePrefixFeaturesOutMixin, base.Transformer
     def _keep(self, network: Network) -> Self:
         stage = self.discovery_.chosen
         network = network.restricted(stage.directions)
-        found = dict(lam_=stage.lam, n_directions_=stage.directions, _n_features_out=stage.directions)
-        found |= dict(spectrum_=self.discovery_.full.network.spectrum())
-        found |= dict(directions_=network.directions @ self.whitening_.M, network_=network)
+        spectrum, directions = self.discovery_.full.network.spectrum(), network.directions @ self.whitening_.M
+        found = dict(network_=network, spectrum_=spectrum, directions_=directions, lam_=stage.lam)
+        found |= dict(n_directions_=stage.directions, _n_features_out=stage.directions)
         vars(self).update(found)  # at once: Ctrl-C may come at any time
         return self
 

@@ -24,7 +24,7 @@ import plot_table
 from discover import LAMS, Network, Progress, Stage, descend, polish, sine
 from estimator import DEFAULT, StructureDiscovery, StructureDiscoveryClassifier
 from model import effective_rank
-from run import State, held, print_summary, save, whole_files, writable
+from run import State, held, print_summary, save, threads, whole_files, writable
 from table import Table, read, split
 
 if TYPE_CHECKING:
@@ -211,6 +211,7 @@ def _numbers(values: NDArray, k: int) -> str:
     return " ".join(f"{x:.2g}" for x in shown) + (" …" if len(values) > len(shown) else "")
 
 
+@threads(1)  # batches are small: more threads wait for each other, long where the machine is busy
 def explore(config: "Config") -> bool:
     """Read the table, find its directions, measure, save and print; returns whether Ctrl-C cut it short.
 
@@ -231,7 +232,6 @@ def explore(config: "Config") -> bool:
     if not np.ptp(table.y[test]):
         raise ValueError(f"the target {table.target} is the same in all {len(test)} rows held out: too few rows differ")
     writable(config.out)
-    torch.set_num_threads(1)  # batches are small: more threads wait for each other, long where the machine is busy
     start, scores, found, interrupted = time.perf_counter(), {}, Stability(), False
     X, y = table.X[rows], table.y[rows]
     ranks = min(len(table.columns), config.max_directions, config.neurons) + 1 if config.directions is None else 1

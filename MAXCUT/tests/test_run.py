@@ -18,7 +18,7 @@ from tqdm import tqdm
 import run
 from main import Config, main
 from pgd import PGD
-from run import Checkpoint, Descent, held, save_figure, whole_files
+from run import Checkpoint, Descent, held, save_figure, threads, whole_files
 
 TINY = Config(steps=20)
 
@@ -323,3 +323,15 @@ def test_the_legend_has_each_label_of_all_panels_once():
             axes.plot([0], [0], label=label)
     run.legend_below(figure)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two"]
+
+
+def test_the_number_of_threads_is_the_blocks_own():
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        with threads():
+            assert torch.get_num_threads() == before + 1
+            torch.set_num_threads(before + 2)
+        assert torch.get_num_threads() == before + 1
+        1 / 0  # noqa: B018
+    assert torch.get_num_threads() == before
