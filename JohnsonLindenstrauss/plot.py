@@ -64,6 +64,7 @@ def variance(history: dict[str, np.ndarray]) -> Figure:
     axes = figure.subplots()
     variances = np.where(history["sigma"] > 0, np.maximum(history["sigma"] ** 2, 1e-30), np.nan)  # 0 is at no height
     axes.semilogy(history["step"], variances, color=BLUE)
+    axes.set_ylim(bottom=10.0 ** (5 * np.floor(np.log10(np.nanmin(variances)) / 5)))  # whatever rounding leaves of it
     perturbations(axes, history["kicks"])
     axes.set(xlabel="iteration", ylabel=r"variance $\sigma^2$")
     legend_below(figure)
