@@ -93,8 +93,8 @@ class Config:
             raise ValueError("--algorithm 2 follows curvature, and --objective sampled has kinks: take bound or tail")
 
 
-def read(config: Config) -> Problem:
-    """What is to be preserved.
+def read(config: Config) -> tuple[Problem, torch.Tensor]:
+    """What is to be preserved, and the matrix that it was made of.
 
     Raises:
         ValueError: no such data, or too much of it.
@@ -108,16 +108,16 @@ def read(config: Config) -> Problem:
     check_memory(draws * config.k * X.shape[1], f"--k is {config.k}" + f" and --draws {draws}" * (draws > 1))
     if config.k >= X.shape[1]:
         warnings.warn(f"k = {config.k} is not below d = {X.shape[1]}: no projection is needed", stacklevel=2)
-    return (Pairs if config.problem == "pairs" else Vectors)(torch.from_numpy(X).to(config.device))
+    X = torch.from_numpy(X)
+    return (Pairs if config.problem == "pairs" else Vectors)(X.to(config.device)), X
 
 
 @run.threads(1)  # what is computed at a time fits in the cache: more would only wait for each other
 def main(config: Config) -> bool:
     """Run the experiment, save its files, print the summary; returns whether Ctrl-C cut it short."""
-    problem = read(config)
+    problem, X = read(config)
     run.writable(config.out)
-    checkpoint = run.Checkpoint(config.checkpoint, config, [problem.X])
-
+    checkpoint = run.Checkpoint(config.checkpoint, config, [X])  # another processor scales it otherwise, in a last bit
     start = time.perf_counter() - checkpoint.elapsed
     generator = torch.Generator(config.device).manual_seed(config.seed)
     descent = Derandomization(problem, config, generator)

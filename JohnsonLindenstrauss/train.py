@@ -78,8 +78,8 @@ class Result:
     objective: float
     """f at the end; dimensionless"""
     certificate: Certificate | None
-    """of the last f; None after Ctrl-C, with more than `CERTIFIABLE` pairs that still matter, and for the sampled
-    objective, which has kinks and no exact gradient"""
+    """of the last f; None after Ctrl-C, where memory runs out, where more than `CERTIFIABLE` pairs still matter at the
+    end of a descent that is not Newton's, and for the sampled objective, which has kinks and no exact gradient"""
     history: dict[str, np.ndarray]
     """snapshots, see `Derandomization.row`, and kicks, the steps at which a perturbation struck"""
     steps: int

@@ -94,15 +94,15 @@ def main(config: Config) -> bool:
     """Run the experiment, save its files, print the summary; returns whether Ctrl-C cut it short."""
     graph = random_graph(config.n, config.p, config.graph_seed) if config.graph is None else read_graph(config.graph)
     run.writable(config.out)
+    optimum = exact_maxcut(graph)[0] if graph.n <= EXACT_LIMIT else None
     checkpoint = run.Checkpoint(config.checkpoint, config, [torch.tensor(graph.n), graph.i, graph.j, graph.w])
     if "search" in checkpoint.parts and not (config.seconds or config.descents):
         raise ValueError(f"--checkpoint {config.checkpoint} is in a search, which goes on with --seconds or --descents")
-    workers = min(4, torch.get_num_threads()) if config.device == "cpu" else 1
+    workers = min(4, torch.get_num_threads()) if torch.device(config.device).type == "cpu" else 1
     if graph.m < LARGE:
         torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # densities of decided vertices underflow, and subnormal numbers are slow
     graph, generator = graph.to(config.device), torch.Generator(config.device).manual_seed(config.seed)
-    optimum = exact_maxcut(graph)[0] if graph.n <= EXACT_LIMIT else None
 
     # Relax: rounding these vectors is Goemans and Williamson's random cut.
     since = time.perf_counter() - checkpoint.elapsed

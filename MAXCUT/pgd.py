@@ -379,8 +379,8 @@ class Certificate:
     """(‖∇_W f‖ + its error) / (2 lam + λ_min(∇²_b E[g])), the identity in the lemma's proof, at any point;
     None where the denominator is not positive, or so small that a rule's errors make the bound less than ‖W‖"""
     lemma_bound: float | None
-    """rho / (2 lam − √(K_estimate rho)), Lemma 3.1's own bound on ‖W‖ at a rho-SOSP, with −λ_min for the root where
-    it is more; None where it says nothing, and where b is not among the parameters"""
+    """rho / (2 lam − √(K_estimate rho)), Lemma 3.1's own bound on ‖W‖ at a rho-SOSP, with rho + gradient_error for rho,
+    and −λ_min for the root where it is more; None where it says nothing, and where b is not among the parameters"""
     K_estimate: float
     """estimate of the Hessian's Lipschitz constant from below, see `lipschitz`"""
     rho: float
@@ -457,7 +457,7 @@ def certify(
         lambda_min=smallest,
         w_norm=w_norm,
         w_norm_bound=bound if denominator > 0 and w_norm <= bound + 1e-12 else None,
-        lemma_bound=rho / slack if slack > 0 and any(x is b for x in params) else None,
+        lemma_bound=(rho + gradient_error) / slack if slack > 0 and any(x is b for x in params) else None,
         K_estimate=K_estimate,
         rho=rho,
         lam=lam,

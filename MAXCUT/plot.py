@@ -63,7 +63,7 @@ def summary(config: "Config", results: dict, result: Result, found: Search | Non
         gains = f"{found.best[0]:.10g} at its start → {found.best[-1]:.10g} after {found.descents} more descents"
         lines["search"] = f"{gains}, the last gain after {found.seconds[-1]:.1f} s"
     seconds = f"{r['seconds']:.2f}, of which PGD, search and certificate {r['seconds_pgd']:.2f}"
-    certificate = str(result.certificate or "none: interrupted")
+    certificate = str(result.certificate or "none: " + ("interrupted" if interrupted else "memory ran out"))
     print_summary(lines | {"certificate": certificate, "seconds": seconds, "files": str(config.out.resolve())})
 
 

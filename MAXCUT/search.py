@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from kernel import kernel
 from population import Search
-from run import Checkpoint, held, threads
+from run import Checkpoint, enough_memory, held, threads
 from utilities import Graph, trim
 from ways import GROWING, SHORTEST, TEAMS, WAYS, Ways
 
@@ -221,14 +221,15 @@ def search(
     with held() as pressed:
         reduced = kernel(graph)
         found = Search(reduced, s.cpu().numpy(), time.perf_counter() - since)
-        ways = Ways(reduced.graph, V[torch.from_numpy(reduced.vertices).to(V.device)], config.epsilon, config.rank)
-        reheating = Reheating(ways, found, config, left, checkpoint)
     found.interrupted = bool(pressed)
+    bar = tqdm(desc="search", total=config.seconds, unit="s", disable=None, leave=False)
     # The workers are the parallelism: threads within a step would wait for each other.
-    with threads(1), tqdm(desc="search", total=config.seconds, unit="s", disable=None, leave=False) as bar:
+    with threads(1), bar, enough_memory("the search has ended early, with its best cut so far"):
         try:
             if not found.interrupted:
-                reheating.run(workers, progress, stop)
+                V = V[torch.from_numpy(reduced.vertices).to(V.device)]
+                ways = Ways(reduced.graph, V, config.epsilon, config.rank)
+                Reheating(ways, found, config, left, checkpoint).run(workers, progress, stop)
         except KeyboardInterrupt:
             found.interrupted = True
     return found

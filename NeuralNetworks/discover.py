@@ -85,7 +85,9 @@ class Network(torch.nn.Module):
 
     @torch.no_grad()
     def along(self, directions: Tensor) -> "Network":
-        """A copy whose B is the orthonormal `directions` (k, d), trained from then on, with W's part along them."""
+        """A copy with the `directions` (k, d) as B, trained from then on, and A = W Bᵀ: if they are orthonormal, with
+        W's part along them.
+        """
         copy, A = deepcopy(self), self.weights @ directions.T
         copy.A, copy.B = (torch.nn.Parameter(x.clone(memory_format=torch.contiguous_format)) for x in (A, directions))
         return copy

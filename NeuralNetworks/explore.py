@@ -112,7 +112,8 @@ def stability(model: Estimator, table: Table, config: "Config", progress: Progre
 
     What is found goes into `found` at once, where it is if Ctrl-C ends this early.
     """
-    network, unit, rng = model.network_, table.X.std(0), np.random.default_rng(config.seed)
+    network, rng = model.network_, np.random.default_rng(config.seed)
+    unit = model.whitening_.deviation(table.X)
     B, M, (z, y) = network.directions, model.whitening_.M, model.rows(table.X, table.y)
     for _ in range(config.bootstrap if len(B) else 0):
         drawn = torch.as_tensor(rng.integers(len(z), size=len(z)))

@@ -78,7 +78,9 @@ def say(config: "Config", result: Result, numbers: State) -> None:
         f"the teacher's is {config.k}",
         "risk": f"{n['train_risk']:.3g} in training, {n['test_risk']:.3g} in the test; "
         f"the labels' variance is {n['label_variance']:.3g}",
-        "certificate": str(result.certificate or "none: interrupted").replace("‖W‖", "‖W⊥‖"),
+        "certificate": str(
+            result.certificate or f"none: {'interrupted' if result.interrupted else 'memory ran out'}"
+        ).replace("‖W‖", "‖W⊥‖"),
     }
     if n["curvature"] is not None:
         adds = f"{n['curvature']:.1e} is what the loss adds to the rate 2λ = {2 * config.lam:.1e} at which W⊥ shrinks"

@@ -82,7 +82,8 @@ def spectrum(model: "Estimator") -> Figure:
     """Singular values of W: as drawn, at the chosen λ, and fitted anew on the directions that are kept."""
     discovery, k = model.discovery_, model.n_directions_
     trained = np.maximum(model.spectrum_, 1e-4 * discovery.initial[0])
-    label = rf"trained, all directions, $\lambda$ = {discovery.full.lam:.2g}"
+    less = "; the lowest, or less" * bool((trained > model.spectrum_).any())
+    label = rf"trained, all directions, $\lambda$ = {discovery.full.lam:.2g}{less}"
     curves = {"as drawn": (discovery.initial, "o-", RED, 5), label: (trained, "s-", BLUE, 5)}
     if k:
         curves["fitted on those that are kept"] = model.network_.spectrum(), "D", GREEN, 6

@@ -98,7 +98,8 @@ class Checkpoint:
         if file.exists():
             content = io.BytesIO(file.read_bytes())
             try:
-                saved = torch.load(content, weights_only=True)  # runs no code, whatever is in the file
+                place = None if torch.cuda.is_available() else "cpu"  # of what a GPU has left: it is refused by name
+                saved = torch.load(content, map_location=place, weights_only=True)  # runs no code, whatever is there
                 other, self.parts, self.elapsed = dict(saved["identity"]), saved["parts"], saved["elapsed"]
             except Exception:  # whatever unpickling stumbles on
                 raise ValueError(f"--checkpoint {file} is there and is no checkpoint of such a run") from None
@@ -224,16 +225,16 @@ class Descent(ABC):
         self.interrupted |= bool(pressed)
 
     def certified(self, measure: Callable[..., Certificate], *at: object, **how: object) -> Certificate | None:
-        """measure(*at, **how), which may take longer than the descent; None where Ctrl-C comes first."""
+        """measure(*at, **how), which may take longer than the descent; None where Ctrl-C or lack of memory ends it."""
         if self.hurried:
             return None
         wait = "certificate …" + " (Ctrl-C leaves it out)" * self.interrupted
         try:
-            with tqdm(desc=wait, bar_format="{desc}", disable=None, leave=False):
+            with tqdm(desc=wait, bar_format="{desc}", disable=None, leave=False), enough_memory("no certificate"):
                 return measure(*at, **how)
         except KeyboardInterrupt:
             self.interrupted = True
-            return None
+        return None
 
     def snapshot(self) -> None:
         """Append a row to the history."""
@@ -270,6 +271,22 @@ def perturbed(
     how |= dict(momentum=config.momentum if config.algorithm == "default" else 0.0)
     how |= dict(objective=objective if config.algorithm == "2" else None)
     return PGD(params, **how | dict(curvature=min(sqrt(config.rho), config.lam or inf)) | other)
+
+
+def short_of_memory(error: BaseException) -> bool:
+    """Whether that is what the error says: PyTorch says it by a RuntimeError, as bugs say other things."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error))
+
+
+@contextmanager
+def enough_memory(without: str) -> Iterator[None]:
+    """Where memory runs out within the block, that is noted, and what the run goes on without; it is worth more."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not short_of_memory(error):
+            raise
+        warnings.warn(f"memory ran out: {without}", stacklevel=3)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -394,12 +411,11 @@ def command_line(main: Callable[[Any], bool], config: type, description: str) ->
         print("interrupted:", str(interrupt) or f"before the files were written; {saved}", file=sys.stderr)
         status = 130
     except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
-        # PyTorch says RuntimeError where memory runs out; others are bugs.
-        if sys.flags.dev_mode or (isinstance(error, RuntimeError) and "memory" not in str(error)):
+        memory = "not enough memory: " if short_of_memory(error) else ""
+        if sys.flags.dev_mode or (isinstance(error, RuntimeError) and not memory):
             raise
         smaller = f"--lr {flags.lr / 10:g}" if getattr(flags, "lr", None) else "a smaller --lr"
         hint = f": the run diverges; try {smaller}" if isinstance(error, FloatingPointError) else ""
-        memory = "not enough memory: " if isinstance(error, (MemoryError, RuntimeError)) else ""
         print("error:", memory + " ".join(str(error).split()) + hint, file=sys.stderr)
         status = 2
     sys.exit(status)

@@ -18,6 +18,8 @@ from sklearn.model_selection import train_test_split
 
 SHIPPED = {"diabetes": load_diabetes, "breast_cancer": load_breast_cancer, "digits": load_digits}
 LEAST_ROWS, LEAST_OF_CLASS = 20, 10
+FEW = 10
+"""different whole numbers from which on nobody takes them for classes"""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,12 @@ def read(
         raise ValueError(f"--without {' '.join(unknown)}: {data} has no such input; it has {_named(frame.columns)}")
     frame, name, notes = frame.drop(columns=list(without)), str(data), []
     if numbers := [c for c in frame if str(c).startswith("Unnamed") and c != target and _numbers_rows(frame[c])]:
-        notes.append("the first column has no name and numbers the rows: it is left out")
+        notes.append("a column without a name numbers the rows: it is left out")
         frame = frame.drop(columns=numbers)
+    if nameless := [c for c in frame if str(c).startswith("Unnamed: ")]:  # so pandas calls them
+        raise ValueError(
+            f"{name}, {nameless[0]}: name that column, or leave an index out (pandas: to_csv(index=False))"
+        )
     columns = [c for c in frame if c != target]
     if not columns:
         raise ValueError(f"{name} has no columns besides {target}; there is nothing to find directions in")
@@ -80,6 +86,10 @@ def read(
     if odd := list(sizes[(sizes > 1e100) | (sizes < 1e-100) & (sizes > 0)].index):
         raise ValueError(f"{_named(odd)} of {name}: too large or too small to compute with; take another unit")
     y, classes = _answers(frame[target], name)
+    if classes is None and (count := len(np.unique(y))) < FEW and not (y % 1).any():
+        notes.append(
+            f"{target} has {count} values, taken as numbers; if they are classes, give the rows of two of them"
+        )
     X = frame[columns].to_numpy(np.float64)
     correlations = _correlations(X, columns, name)
     if np.linalg.eigvalsh(correlations)[0] < 1e-10:
@@ -196,8 +206,8 @@ def _answers(column: pd.Series, name: str) -> tuple[NDArray, tuple[str, str] | N
             raise ValueError(f"{target} is {rare}; each class needs {LEAST_OF_CLASS}")
         second = np.asarray(column.astype(str) if column.dtype == object else column) == values[1]
         return second.astype(np.int64), (str(values[0]), str(values[1]))
-    if not pd.api.types.is_numeric_dtype(column):
-        raise ValueError(f"{target} has {len(values)} different texts; it must be numbers, or two classes")
+    if not (pd.api.types.is_numeric_dtype(column) and np.isrealobj(column)):
+        raise ValueError(f"{target} has {len(values)} different texts or complex numbers; give numbers, or two classes")
     return column.to_numpy(np.float64), None
 
 

@@ -50,7 +50,8 @@ def complete(config: "Config") -> "Config":
 OFF = 0.02
 """share of ‖∇f‖, or of ρ where that is larger, by which the rule trained on may be off, along and across each"""
 FINEST, MOST = 8, 2**25
-"""level, and numbers, points times neurons, from which on a rule is not refined: a quarter of a gigabyte a layer"""
+"""level, and numbers, points times neurons, from which on a rule is not refined: a quarter of a gigabyte a layer. (Of
+n inputs the last step may have made them √2ⁿ times as many, and the certificate takes 2ⁿ times as many again.)"""
 
 
 class Training(Descent):
@@ -184,13 +185,13 @@ class Training(Descent):
 
     def state_dict(self) -> State:
         """All that further steps depend on."""
-        return super().state_dict() | dict(level=self.level)
+        return super().state_dict() | dict(level=self.level, seconds=perf_counter() - self._start)
 
     def load_state_dict(self, state: State) -> None:
         """Go on where the training was."""
         super().load_state_dict(state)
         self.level = state["level"]
-        self._start = perf_counter() - self.history["seconds"][-1]
+        self._start = perf_counter() - state["seconds"]
 
     @property
     def direction(self) -> np.ndarray | None:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from kernel import value
 from main import Config
+from maxcut import planar_graph
 from optimizer import Derandomization, Rounding
 from rivals import RIVALS
 from run import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, Count, Positive, legend_below
@@ -33,27 +34,42 @@ from sweep import FIGURES, Row, Sweep, command_line, report, sweep, whole
 from utilities import EXACT_LIMIT, Graph, exact_maxcut, from_networkx, make_graph, random_graph, read_graph
 
 ROUNDINGS = 1000
-Sizes = Annotated[tuple[Annotated[float, Field(ge=100)], ...], Field(min_length=1)]
+Sizes = Annotated[tuple[Annotated[float, Field(ge=100, le=1e8)], ...], Field(min_length=1)]
 
 
-def torus(side: int, seed: int) -> Graph:
-    """Square grid on a torus with weights ±1, as the Gset's toroidal graphs are."""
-    graph = from_networkx(nx.grid_2d_graph(side, side, periodic=True))
+def signed(graph: Graph, seed: int) -> Graph:
+    """The same edges with weights ±1 by chance."""
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], graph.m)
     return make_graph(graph.n, graph.i.numpy(), graph.j.numpy(), signs)
 
 
+def torus(side: int, seed: int) -> Graph:
+    """Square grid on a torus with weights ±1, as the Gset's toroidal graphs are."""
+    return signed(from_networkx(nx.grid_2d_graph(side, side, periodic=True)), seed)
+
+
+def fresh() -> dict[str, Graph]:
+    """Graphs of the Gset's families that nobody has, and that nothing in ours was chosen on; the first is small."""
+    return {
+        "exact-20": random_graph(20, 0.5, 1),
+        "dense-1500": random_graph(1500, 0.02, 11),
+        "signs-1500": signed(random_graph(1500, 0.02, 12), 12),
+        "sparse-4000": random_graph(4000, 0.0015, 13),
+        "planar-3000": planar_graph(3000, 14),
+        "cubic-6000": from_networkx(nx.random_regular_graph(3, 6000, seed=15)),
+        "torus-10000": torus(100, 16),
+    }
+
+
 @cache  # each run asks for its graph
 def read_folder(folder: Path | None) -> tuple[dict[str, Graph], dict[str, float]]:
-    """The graphs by name, and their cuts in best_known.csv if it is there; without a folder a few random graphs.
+    """The graphs by name, and their cuts in best_known.csv if it is there; without a folder the `fresh` ones.
 
     Raises:
         ValueError: no such folder, no graphs, two of a name, or a best_known.csv without its columns.
     """
     if folder is None:
-        cubic = from_networkx(nx.random_regular_graph(3, 2000, seed=1))
-        some = {"exact-20": random_graph(20, 0.5, 1), "random-800": random_graph(800, 0.06, 1)}
-        return some | {"torus-1024": torus(32, 1), "regular-2000": cubic}, {}
+        return fresh(), {}
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of graphs")
     seen = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
@@ -122,13 +138,14 @@ def cuts(
     seeds: Count = 1,
     out: Path = FIGURES,
 ) -> None:
-    """Our cuts beside rivals' that get as many seconds on as many cores, and beside best known values.
+    """Our cuts beside rivals' that get as many seconds, and beside best known values.
 
-    All of the time counts, ours for the relaxation too. Controls: E[cut] where our first descent ends, the cut after
-    it, the cut after one from random vectors instead of the relaxation's, and Goemans–Williamson's 1000 roundings.
+    Two cores, but for one_exchange and GW-…; all of the time counts, ours for the relaxation too. Controls: E[cut]
+    where our first descent ends, the cut after it, the cut after one from random vectors instead of the relaxation's,
+    and Goemans–Williamson's 1000 roundings.
 
     Args:
-        folder: of graphs, in any format that main.py reads; none: a few small random ones. Its best_known.csv, with
+        folder: of graphs, in any format that main.py reads; none: those of `fresh`. Its best_known.csv, with
             columns instance (a file's name without suffix) and best_known, has the cuts that others found; where it
             says nothing, the optimum of small graphs or the bound stands in.
         seconds: time for each run.
@@ -137,7 +154,7 @@ def cuts(
         out: for the figure and the table, benchmark_<name of the folder>, or benchmark_cuts.
     """
     graphs, known = read_folder(folder)
-    where, name = str(folder.resolve()) if folder else "", f"benchmark_{folder.name if folder else 'cuts'}"
+    where, name = str(folder.resolve()) if folder else "", f"benchmark_{folder.resolve().name if folder else 'cuts'}"
     options = Sweep(seeds=seeds, out=out)
     edges = {name: joblib.hash([x.numpy() for x in (graph.i, graph.j, graph.w)]) for name, graph in graphs.items()}
     base = [dict(folder=where, graph=graph, edges=edges[graph]) for graph in graphs]  # a file may hold another one now

@@ -179,19 +179,18 @@ def report(
 ) -> None:
     """Print a table; write it and its figure as out/<name>.md, .png and .pdf, and what READMEs show as <name>.json.
 
-    The .json goes to results/ where `out` is the default, else to `out`: {"header", "body", …findings}, in which
-    findings are the numbers that a README's prose names, by a name for each.
+    The .json goes to results/ where `out` is the default and READMEs show it, else to `out`: {"header", "body",
+    …findings}, in which findings are the numbers that a README's prose names, by a name for each.
     """
     writable(out)
-    text, kept = table(header, body), RESULTS if out == FIGURES else out
-    writable(kept)
+    text, kept = table(header, body), RESULTS if out == FIGURES and (RESULTS / f"{name}.json").exists() else out
     with whole_files(out) as folder:
         save_figure(figure, folder, name)
         (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     with whole_files(kept) as results:
         content = {"header": header, "body": body} | dict(findings or {})
         (results / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{text}\n\nfiles: {out.resolve() / name}.png, .pdf, .md")
+    print(f"{text}\n\nfiles: {out.resolve() / name}.png, .pdf, .md; {kept.resolve() / name}.json")
 
 
 def command_line(studies: dict[str, Callable[..., int | None]], description: str) -> int:
@@ -212,11 +211,12 @@ def command_line(studies: dict[str, Callable[..., int | None]], description: str
     except BrokenPipeError:  # nobody reads on, as in `| head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         if sys.flags.dev_mode:
             raise
         found = error.errors() if isinstance(error, ValidationError) else ()
-        text = "; ".join(f"--{x['loc'][0]} is {x['input']}: {x['msg']}" for x in found if x["loc"]) or str(error)
+        text = "; ".join(f"--{x['loc'][0]} is {x['input']}: {x['msg']}" for x in found if x["loc"])
+        text = text or str(error) or "not enough memory"
         print("error:", " ".join(text.split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:

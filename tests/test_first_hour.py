@@ -158,9 +158,9 @@ def test_nobody_reads_the_summary_of_another_seed(piped, tmp_path):
     os.close(reader)
     environment = {"LC_ALL": "C", "PYTHONUTF8": "0"}
     flags = [*piped.flags, "--seed", "1", "--out", tmp_path / "out"]
-    _, _, stderr = call(piped.folder, *flags, cwd=tmp_path, environment=environment, stdout=writer)
+    status, _, stderr = call(piped.folder, *flags, cwd=tmp_path, environment=environment, stdout=writer)
     os.close(writer)
-    assert stderr == ""
+    assert (status, stderr) == (0, "")
     first, other = contents(piped.out), contents(tmp_path / "out")
     assert first.keys() == other.keys()
     assert {"results.json/objective", "history.npz/objective"} <= differing(first, other)

@@ -302,6 +302,7 @@ def test_the_run_without_perturbation_takes_no_more_than_5000_steps_and_ends_at_
     graph, g = random_graph(), generator()
     result = unperturbed(graph, solve_sdp(graph, generator=g), Config(steps=10**6, seconds=1), g)
     assert result.steps <= 5000 and not len(result.history["kicks"]) and result.certificate.lambda_min < -0.1
+    assert result.certificate.gradient_norm <= 1e-6
 
 
 def test_the_descent_starts_at_goemans_williamson():
@@ -325,13 +326,6 @@ def test_few_seconds_plan_few_steps_and_a_resumed_descent_keeps_its_plan():
     many.load_state_dict(few.state_dict())
     assert (many.steps, many.t, many.lam) == (100, 10, few.lam) and torch.equal(many.V, few.V)
     assert torch.equal(many.generator.get_state(), few.generator.get_state()) and many.row() == few.row()
-
-
-def test_the_same_seed_gives_the_same_run():
-    runs = [derandomize(random_graph(), 7) for _ in range(2)]
-    assert torch.equal(runs[0].s, runs[1].s) and runs[0].certificate == runs[1].certificate
-    for name, values in runs[0].history.items():
-        assert np.array_equal(values, runs[1].history[name])
 
 
 def test_ctrl_c_keeps_the_best_cut_so_far(ctrl_c):

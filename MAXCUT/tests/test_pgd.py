@@ -51,6 +51,25 @@ def descend(f: Callable[[Tensor], Tensor], x: Tensor, steps: int = 20_000, curva
     return pgd
 
 
+@pytest.mark.parametrize(
+    "how, flat", [({}, False), ({"K": 4.0}, True), ({"curvature": 0.05}, False), ({"curvature": 0.2}, True)]
+)
+def test_what_algorithm_2_takes_for_flat(how, flat):
+    """λ_min is −0.15; √(K rho) is 0.1 for K = 1, and 0.2 for 4."""
+    x = torch.zeros(2, requires_grad=True)
+    f = lambda: x[0] ** 2 - 0.075 * x[1] ** 2  # noqa: E731
+    pgd = PGD([x], lr=0.1, rho=1e-2, radius=1e-2, objective=f, **how)
+
+    def closure() -> Tensor:
+        x.grad = None
+        value = f()
+        value.backward()
+        return value
+
+    pgd.step(closure)
+    assert pgd.converged is flat and bool(x.any()) is not flat
+
+
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"curvature": True}, {"curvature": True, "momentum": 0.5}])
 @pytest.mark.parametrize("f, start", [(two_dimensional, [1.0, 0.0]), (octopus, [0.0] * 10)])
 def test_leaves_saddles_on_which_gradient_descent_stays(f, start, options):
@@ -278,7 +297,7 @@ def test_certificate_of_a_quadratic_is_the_lemma_with_equality():
     assert certificate.gradient_norm == pytest.approx(1.5e-3)
     assert certificate.lambda_min == pytest.approx(-0.5)
     assert certificate.w_norm <= certificate.w_norm_bound == pytest.approx(1e-3, rel=1e-5)
-    assert certificate.is_sosp and "SOSP" in str(certificate)
+    assert certificate.is_sosp and "SOSP" in str(certificate) and "Lemma 3.1 with K ≈ 0e+00 says ≤" in str(certificate)
     assert not certify(lambda: f(1.0), [W, b], W, b, lam=1.0, rho=1e-2).is_sosp  # −0.5 < −√(1e-2)
     assert not certify(lambda: f(1.0), [W, b], W, b, lam=1.0, rho=1e-3, K=1e3).is_sosp  # 1.5e-3 > rho
     assert certify(lambda: f(0.5), [W, b], W, b, lam=0.5 + 1e-9, rho=1e-2, K=100).is_sosp
@@ -288,6 +307,8 @@ def test_certificate_of_a_quadratic_is_the_lemma_with_equality():
     unsure = certify(lambda: f(1.0), [W, b], W, b, lam=1.0, rho=1e-2, K=100, gradient_error=2e-3, slope_error=1e-3)
     rough = certify(lambda: f(1.0), [W, b], W, b, lam=1.0, rho=1e-2, K=100, gradient_error=2e-3)
     assert rough.w_norm_bound == pytest.approx((1.5e-3 + 2e-3) / 1.5, rel=1e-5)
+    assert "Lemma 3.1 with K ≈ 0e+00 is silent" in str(unsure)  # at no SOSP it says nothing
+    assert rough.lemma_bound == unsure.lemma_bound == pytest.approx((1e-2 + 2e-3) / 1.5)
     assert not unsure.is_sosp and unsure.w_norm_bound == pytest.approx((1.5e-3 + 1e-3) / 1.5, rel=1e-5)
     assert certify(lambda: f(0.1), [W, b], W, b, lam=0.1, rho=1e-2).w_norm_bound is None  # 0.2 − 0.5 < 0
 

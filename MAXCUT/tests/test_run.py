@@ -7,6 +7,7 @@ import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated
 
 import pytest
@@ -74,6 +75,12 @@ def test_keeping_costs_little_and_stops_no_run(tmp_path, recwarn):
         kept.keep("part", lambda: written.append(1) or {})
         offers += 1
     assert offers > 50  # it is not written every time
+    clock = iter((100.0, 102.0, 102.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept, "_write", lambda: None)
+        patch.setattr("run.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+        kept.keep("part", dict, finished=True)
+    assert kept._due == 102 + 20 * 2  # two seconds of writing are a twentieth of the next forty
     (tmp_path / "taken").write_text("")
     kept.file = tmp_path / "taken" / "run"
     kept.keep("part", dict, finished=True)
@@ -99,6 +106,17 @@ def test_only_the_same_run_goes_on(tmp_path):
         assert str(there) in str(error.value)
     with pytest.raises(OSError):
         Checkpoint(tmp_path, TINY, [edges])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there it is read as it is")
+def test_a_gpus_checkpoint_is_refused_by_what_differs(tmp_path, monkeypatch):
+    with monkeypatch.context() as gpu:
+        gpu.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        Checkpoint(tmp_path / "run", TINY).keep("part", lambda: dict(x=torch.ones(2)), finished=True)
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(tmp_path / "run", weights_only=True)
+    with pytest.raises(ValueError, match="--steps differs"):
+        Checkpoint(tmp_path / "run", replace(TINY, steps=9))
 
 
 def test_a_main_refuses_the_checkpoint_of_another_run_and_writes_nothing(tmp_path, undrawn):

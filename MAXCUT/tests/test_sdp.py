@@ -11,12 +11,21 @@ import torch
 from torch.nn.functional import normalize
 
 import sdp
-from sdp import Baselines, goemans_williamson, sdp_value, solve_sdp, upper_bound
+from sdp import Baselines, goemans_williamson, principal, sdp_value, solve_sdp, upper_bound
 from utilities import Graph, exact_maxcut, from_networkx, make_graph, random_graph
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def test_the_principal_directions_are_those_of_largest_variance():
+    V = normalize(torch.randn(50, 6, generator=generator()) * torch.tensor([3, 1, 2, 0.1, 0.5, 0.2]))
+    U, S, _ = np.linalg.svd(V.numpy(), full_matrices=False)
+    best = U[:, :2] * S[:2]
+    best /= np.linalg.norm(best, axis=1, keepdims=True)
+    found = principal(V, 2).numpy()
+    assert found.shape == (50, 2) and np.allclose(found @ found.T, best @ best.T, atol=1e-4)  # but for a rotation
 
 
 def signed(graph: nx.Graph, seed: int) -> Graph:

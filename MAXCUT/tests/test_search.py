@@ -78,6 +78,21 @@ def test_what_is_kept_never_gets_worse_and_its_values_are_those_of_the_whole_gra
     assert found.descents == 200
 
 
+def test_parents_are_the_better_of_two_and_what_is_remembered_is_one_cut_or_what_two_agree_on():
+    graph, rng = random_graph(60, 0.5, 1), np.random.default_rng(0)
+    found = started(graph)
+    n = found.kernel.graph.n
+    found.s, found.cuts = [*rng.choice([-1.0, 1.0], size=(2, n)), np.ones(n)], [1.0, 2.0, 3.0]
+    parents, memory = found.parents(3000, rng)
+    shares = np.bincount(parents) / 3000
+    assert shares == pytest.approx([1 / 9, 3 / 9, 5 / 9], abs=0.04)  # of the better of two, each of three as likely
+    alone = np.array([np.array_equal(row, found.s[parent]) for row, parent in zip(memory, parents, strict=True)])
+    assert 1 - alone.mean() == pytest.approx(0.3 * 2 / 3, abs=0.04)  # a third of those mixed are mixed with themselves
+    for row, parent in zip(memory[~alone], np.array(parents)[~alone], strict=True):
+        agreed = row != 0
+        assert (row[agreed] == found.s[parent][agreed]).all() and 2 * agreed.sum() >= n
+
+
 def test_the_bandit_sends_time_to_what_gains_and_shares_it_evenly_where_nothing_does():
     graph = random_graph(30, 0.5, 1)
     costs, spent = dict(zip(WAYS, np.geomspace(0.01, 0.2, len(WAYS)), strict=True)), {}
@@ -219,8 +234,10 @@ def test_ctrl_c_keeps_the_best_and_a_resumed_search_makes_the_same_descents(tmp_
     assert all((s == t).all() for s, t in zip(whole.s, resumed.s, strict=True))
 
 
-@pytest.mark.parametrize("slow", [1, 3])
-def test_a_search_ends_in_time_gives_up_what_is_late_and_learns_how_slow_the_machine_is(slow, monkeypatch):
+@pytest.mark.parametrize("slow, seconds, reserve", [(1, 1.5, 0.5), (3, 1.5, 0.5), (1, 2.0, 5.0)])  # half at most
+def test_a_search_ends_in_time_gives_up_what_is_late_and_learns_how_slow_the_machine_is(
+    slow, seconds, reserve, monkeypatch
+):
     graph, clock, planned, seen = random_graph(60, 0.2, 1), SimpleNamespace(now=0.0), [], []
 
     def descend(ways, way, memory, seconds, rng, left) -> np.ndarray | None:
@@ -238,9 +255,29 @@ def test_a_search_ends_in_time_gives_up_what_is_late_and_learns_how_slow_the_mac
     monkeypatch.setattr(Ways, "trial", lambda ways: (False, 1.0))
     monkeypatch.setattr(Ways, "__call__", descend)
     monkeypatch.setattr(Reheating, "take_in", lambda self, *batch: seen.append(self) or take_in(self, *batch))
-    found = search(graph, torch.eye(60), torch.ones(60), Config(seconds=1.5), 0.0, reserve=lambda: 0.5)
+    found = search(graph, torch.eye(60), torch.ones(60), Config(seconds=seconds), 0.0, reserve=lambda: reserve)
     assert clock.now == pytest.approx(1.0, abs=0.02) and len(planned) == 8 and len(seen) == 7 <= found.descents
     assert seen[0].slowness == pytest.approx(1 + (slow - 1) * (1 - 0.8**7))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory"), RuntimeError("a bug")])
+def test_a_search_that_runs_out_of_memory_keeps_its_cut(error, monkeypatch):
+    graph, made, ways = random_graph(60, 0.2, 1), [], Ways.__call__
+
+    def call(self: Ways, *how: object) -> np.ndarray:
+        made.append(how)
+        if len(made) == 2:
+            raise error
+        return ways(self, *how)
+
+    monkeypatch.setattr(Ways, "__call__", call)
+    if "bug" in str(error):
+        with pytest.raises(RuntimeError, match="bug"):
+            searched(graph)
+    else:
+        with pytest.warns(UserWarning, match="memory ran out"):
+            found = searched(graph)
+        assert len(found.best) > 1 and found.best[-1] == cut_of(graph, found.best_cut()) and not found.interrupted
 
 
 @pytest.mark.parametrize("presses", [1, 3])

@@ -31,7 +31,7 @@ from activations import activation
 from explore import FLAGS
 from model import LOSSES, Student, Teacher, cosines, effective_rank, parallel, perpendicular, quadrature, risk
 from run import Checkpoint
-from train import Training, complete
+from train import Training
 
 MAIN = Path(__file__).parent.parent / "main.py"
 SMALL = dict(d=1, width=3, steps=3, toy=False)
@@ -193,11 +193,13 @@ def test_damaged_checkpoints(tmp_path):
     with redirect_stdout(StringIO()):
         main.main(config)
         whole, rng = file.read_bytes(), np.random.default_rng(0)
+        assert Checkpoint(file, config).parts
+        file.write_bytes(whole)  # as it was
         for place in rng.integers(len(whole), size=20):
             for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :], b"\0"):
                 file.write_bytes(damaged)
                 try:
-                    Checkpoint(file, complete(config))
+                    Checkpoint(file, config)
                 except ValueError as error:
                     assert "--checkpoint" in str(error) and file.read_bytes() == damaged
 

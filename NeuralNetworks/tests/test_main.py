@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import tyro
 from PIL import Image
 from scipy.integrate import quad
@@ -170,6 +171,9 @@ def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, capsys, monkeypatch, un
         np.testing.assert_array_equal(values, histories[1][key])
     ends = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "stopped")]
     assert ends[0]["certificate"] == ends[1]["certificate"]
+    torch.save(torch.load(file, weights_only=True) | dict(elapsed=1000.0), file)
+    main.main(main.Config(**config, checkpoint=file, out=tmp_path / "stopped"))
+    assert 1000 < json.loads((tmp_path / "stopped" / "results.json").read_text())["seconds"] < 1100
 
 
 @pytest.mark.parametrize("lam", [main.Config().lam, pytest.param(1e-6, marks=pytest.mark.soak)])

@@ -45,6 +45,15 @@ def test_two_values_in_single_precision_are_two_classes(tmp_path):
     assert np.array_equal(read(tmp_path / "t.npz").y, second)
 
 
+def test_a_few_whole_numbers_are_taken_as_numbers_and_their_owner_is_told(tmp_path):
+    t = frame()
+    table = read(saved(tmp_path, t.assign(y=np.arange(40) % 3)), "y")
+    assert table.classes is None and np.array_equal(table.y, np.arange(40) % 3)
+    assert ["y has 3 values, taken as numbers" in note for note in table.notes] == [True]
+    for others in (np.arange(40) % 3 / 2, np.arange(40)):
+        assert read(saved(tmp_path, t.assign(y=others)), "y").notes == []
+
+
 def test_what_scikit_learn_ships():
     diabetes, cancer, digits = read("diabetes"), read("breast_cancer"), read("digits", "3")
     assert np.allclose(diabetes.X, load_diabetes().data) and np.allclose(diabetes.y, load_diabetes().target)
@@ -126,6 +135,7 @@ def test_files_that_are_none(tmp_path):
     np.savez(tmp_path / "shape.npz", X=np.eye(3), y=np.eye(2))
     np.savez(tmp_path / "twice.npz", X=np.eye(3), y=np.ones(3), columns=["a", "b", "a"])
     np.savez(tmp_path / "object.npz", X=np.array([[{}]]), y=np.ones(1))
+    np.savez(tmp_path / "complex.npz", X=frame()[["a", "c"]], y=np.arange(40) + 1j)
     for name, message in {
         "none.csv": "no such file",
         "t.txt": "must end in .csv",
@@ -137,6 +147,7 @@ def test_files_that_are_none(tmp_path):
         "x.npz": "it holds X",
         "twice.npz": "3 different names",
         "shape.npz": r"\(3, 3\) and y is \(2, 2\)",
+        "complex.npz": "or complex numbers",
     }.items():
         with pytest.raises(ValueError, match=message):
             read(tmp_path / name, "y")
@@ -164,6 +175,10 @@ def test_what_is_done_to_a_table_is_noted(tmp_path):
     t.to_csv(tmp_path / "i.csv")  # with the row's number as a column without name
     table = read(tmp_path / "i.csv", "y")
     assert table.columns == ["a", "b", "c"] and "numbers the rows" in table.notes[0]
+    t.drop(index=3).to_csv(tmp_path / "gap.csv")  # one that does not number them any more
+    with pytest.raises(ValueError, match="Unnamed: 0: name that column, or leave an index out"):
+        read(tmp_path / "gap.csv", "y")
+    assert read(tmp_path / "gap.csv", "y", without=("Unnamed: 0",)).columns == ["a", "b", "c"]
     assert "linearly dependent" in read(saved(tmp_path, t.assign(d=t["a"] + t["b"])), "y").notes[0]
 
 

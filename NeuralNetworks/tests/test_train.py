@@ -139,6 +139,19 @@ def test_fresh_batches_take_all_their_steps_and_annealing_calms_them():
     assert noise[1] < 0.5 * noise[0]
 
 
+def test_an_annealed_step_size_falls_to_0_over_the_second_half():
+    student, teacher, batch, generator = problem()
+    descent = training(student, teacher, batch, generator, anneal=True, steps=600, lr=2.0)
+    for t, lr in ((0, 2.0), (300, 2.0), (450, 1.0), (599, 2 / 300)):
+        descent.t = t
+        descent.step()
+        assert descent.pgd.param_groups[0]["lr"] == pytest.approx(lr)
+
+
+def test_an_escape_is_what_descent_gains_while_a_kick_waits():
+    assert training(*problem()).pgd.f_decrease == pytest.approx(25 * 120 / (1 - 0.9) * 2e-4**2)
+
+
 def test_hessian_descent_ends_at_an_sosp_too():
     result = run(*problem(), algorithm="2", momentum=None, lr=60.0)
     assert result.converged and result.certificate.is_sosp

@@ -150,7 +150,8 @@ def test_cuts_of_another_graph_of_the_same_name_and_of_one_that_has_none(tmp_pat
 
 def test_without_a_folder_there_are_graphs_of_every_family():
     graphs, known = read_folder(None)
-    assert {family(graph) for graph in graphs.values()} == {"random", "toroidal ±"} and known == {}
+    families = {"random", "random ±", "planar", "toroidal ±"}
+    assert {family(graph) for graph in graphs.values()} == families and known == {}
 
 
 def test_steps(tmp_path, monkeypatch, capsys):
@@ -166,6 +167,7 @@ def test_steps(tmp_path, monkeypatch, capsys):
         ("cuts", "--seconds"),
         ("steps", "--edges"),
         ("steps", "--edges", "1"),
+        ("steps", "--edges", "inf"),
         ("steps", "--repeats", "0"),
     ],
 )

@@ -207,8 +207,13 @@ def test_report_prints_the_table_and_writes_the_files(tmp_path, capsys, monkeypa
     assert capsys.readouterr().out.startswith(shown)
     monkeypatch.setattr(harness, "FIGURES", tmp_path)
     monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
-    report("other", ["a"], [], Figure(), tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "other.json").write_text("of an earlier run")  # READMEs show this one
+    for name in ("other", "mine"):
+        report(name, ["a"], [], Figure(), tmp_path)
     assert [file.name for file in (tmp_path / "results").iterdir()] == ["other.json"]
+    assert json.loads((tmp_path / "results" / "other.json").read_text())["header"] == ["a"]
+    assert (tmp_path / "mine.json").exists() and not (tmp_path / "other.json").exists()
 
 
 def toy(options: Sweep) -> int:
