@@ -74,6 +74,7 @@ def draw(figure: Figure, networks: History, maxcut: History, jl: History) -> lis
         axes.set(xlabel="iteration", ylabel=label, yscale="log")
         moving.append(curve(axes, history, norm, color=RED))
         perturbations(axes, history["kicks"])
+    size[2].set_ylim(1e-10, 10 * jl["sigma"][0])  # as figure 7's: what is below is of rounding, and of the processor
     for axes in seen:
         axes.legend(fontsize=9, markerscale=2, frameon=True, edgecolor=GREY, framealpha=0.9)
     return moving
