@@ -24,7 +24,7 @@ import plot
 import run
 from compare import compare
 from data import check_memory, peak_memory, random_data, read_matrix
-from model import Pairs, Problem, Vectors
+from model import Pairs, Vectors
 from run import Count, Device, Momentum, NotNegative, Positive, Seed
 from train import Derandomization
 
@@ -93,8 +93,8 @@ class Config:
             raise ValueError("--algorithm 2 follows curvature, and --objective sampled has kinks: take bound or tail")
 
 
-def read(config: Config) -> tuple[Problem, torch.Tensor]:
-    """What is to be preserved, and the matrix that it was made of.
+def read(config: Config) -> torch.Tensor:
+    """The vectors or points, (n, d), as they are given.
 
     Raises:
         ValueError: no such data, or too much of it.
@@ -108,16 +108,17 @@ def read(config: Config) -> tuple[Problem, torch.Tensor]:
     check_memory(draws * config.k * X.shape[1], f"--k is {config.k}" + f" and --draws {draws}" * (draws > 1))
     if config.k >= X.shape[1]:
         warnings.warn(f"k = {config.k} is not below d = {X.shape[1]}: no projection is needed", stacklevel=2)
-    X = torch.from_numpy(X)
-    return (Pairs if config.problem == "pairs" else Vectors)(X.to(config.device)), X
+    return torch.from_numpy(X)
 
 
 @run.threads(1)  # what is computed at a time fits in the cache: more would only wait for each other
 def main(config: Config) -> bool:
     """Run the experiment, save its files, print the summary; returns whether Ctrl-C cut it short."""
-    problem, X = read(config)
+    X = read(config)
+    problem = (Pairs if config.problem == "pairs" else Vectors)(X.to(config.device))
     run.writable(config.out)
     checkpoint = run.Checkpoint(config.checkpoint, config, [X])  # another processor scales it otherwise, in a last bit
+
     start = time.perf_counter() - checkpoint.elapsed
     generator = torch.Generator(config.device).manual_seed(config.seed)
     descent = Derandomization(problem, config, generator)

@@ -33,7 +33,7 @@ def octopus(x: Tensor) -> Tensor:
     return ((1 - 2 * s) * x**2 / 2 + x**4 / 4).sum()
 
 
-def descend(f: Callable[[Tensor], Tensor], x: Tensor, steps: int = 20_000, curvature: bool = False, **options) -> PGD:
+def descend(f: Callable[[Tensor], Tensor], x: Tensor, steps: int = 20_000, follows: bool = False, **options) -> PGD:
     x.requires_grad_()
 
     def closure() -> Tensor:
@@ -43,7 +43,7 @@ def descend(f: Callable[[Tensor], Tensor], x: Tensor, steps: int = 20_000, curva
         return value
 
     defaults = dict(lr=0.05, rho=1e-4, radius=1e-2, patience=200, generator=torch.Generator().manual_seed(0))
-    pgd = PGD([x], **(defaults | options), objective=(lambda: f(x)) if curvature else None)
+    pgd = PGD([x], **(defaults | options), objective=(lambda: f(x)) if follows else None)
     for _ in range(steps):
         pgd.step(closure)
         if pgd.converged:
@@ -56,21 +56,12 @@ def descend(f: Callable[[Tensor], Tensor], x: Tensor, steps: int = 20_000, curva
 )
 def test_what_algorithm_2_takes_for_flat(how, flat):
     """λ_min is −0.15; √(K rho) is 0.1 for K = 1, and 0.2 for 4."""
-    x = torch.zeros(2, requires_grad=True)
-    f = lambda: x[0] ** 2 - 0.075 * x[1] ** 2  # noqa: E731
-    pgd = PGD([x], lr=0.1, rho=1e-2, radius=1e-2, objective=f, **how)
-
-    def closure() -> Tensor:
-        x.grad = None
-        value = f()
-        value.backward()
-        return value
-
-    pgd.step(closure)
+    x = torch.zeros(2)
+    pgd = descend(lambda x: x[0] ** 2 - 0.075 * x[1] ** 2, x, steps=1, follows=True, rho=1e-2, **how)
     assert pgd.converged is flat and bool(x.any()) is not flat
 
 
-@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"curvature": True}, {"curvature": True, "momentum": 0.5}])
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"follows": True}, {"follows": True, "momentum": 0.5}])
 @pytest.mark.parametrize("f, start", [(two_dimensional, [1.0, 0.0]), (octopus, [0.0] * 10)])
 def test_leaves_saddles_on_which_gradient_descent_stays(f, start, options):
     stuck = torch.tensor(start)
@@ -120,7 +111,7 @@ def test_is_the_algorithm_of_jin_et_al_to_the_step():
 @pytest.mark.parametrize("slope", [1e-5, -1e-5])
 def test_the_curvature_step_goes_the_way_that_leads_down(slope):
     x = torch.zeros(2)
-    pgd = descend(lambda x: x[0] ** 2 - x[1] ** 2 + slope * x[1], x, steps=1, curvature=True)
+    pgd = descend(lambda x: x[0] ** 2 - x[1] ** 2 + slope * x[1], x, steps=1, follows=True)
     assert pgd.perturbations == 1 and float(x[1].detach()) * slope < 0 and abs(float(x[1].detach())) > 1e-2
 
 
