@@ -24,7 +24,7 @@ from kernel import kernel
 from population import Search
 from run import Checkpoint, enough_memory, held, threads
 from utilities import Graph, trim
-from ways import GROWING, SHORTEST, TEAMS, WAYS, Ways
+from ways import SHORTEST, TEAMS, WAYS, Ways
 
 if TYPE_CHECKING:
     from main import Config
@@ -85,10 +85,8 @@ class Reheating:
         """The next batch, such that it ends in time; None if there is no time, or were descents enough."""
         left, found = 0.9 * self.left() / self.slowness, self.found
         whole = {way: self.ways.seconds(way) for way in self.menu}
-        growing = {way: min(GROWING * found.total, self.ways.most(way)) for way in TEAMS if way in whole}
-        grown = whole | {way: max(whole[way], seconds) for way, seconds in growing.items()}
         least = {way: cost * (SHORTEST if way in TEAMS else 1) for way, cost in whole.items()}
-        costs = {way: min(grown[way], left) for way in whole if least[way] < left}
+        costs = {way: min(whole[way], left) for way in whole if least[way] < left}
         room = self.descents - self.begun
         if not costs or room <= 0:
             return None

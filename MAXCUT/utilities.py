@@ -201,13 +201,14 @@ def random_graph(n: int = 15, p: float = 0.6, seed: int = 42) -> Graph:
     return make_graph(n, i.numpy(), j.numpy())
 
 
-def read_graph(path: Path) -> Graph:
+def read_graph(path: Path | str) -> Graph:
     """Graph from a file, by suffix: see `READERS`, else Gset/rudy (see `read_gset`).
 
     Raises:
         ValueError: the file is not what its suffix says, or not a graph that can be cut.
         OSError: the file cannot be read.
     """
+    path = Path(path)
     try:
         with path.open(encoding="utf-8-sig") as file:
             return READERS.get(path.suffix.lower(), read_gset)(file)

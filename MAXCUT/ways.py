@@ -6,7 +6,8 @@
 - "bifurcation": independent noise alone, V = 0. E[cut] is then multilinear in the means, and descended on with inertia.
 - "annealing": thermal noise, by dwave-samplers; it also polishes what the other two end with. Of a "population" of
   cuts the better ones multiply while all are cooled. For "clusters" several cuts are annealed, and then the graph of
-  what a few of them agree on, which moves many vertices at once.
+  what a few of them agree on, which moves many vertices at once. Both start hot, which finds other valleys, or warm,
+  which finds the bottom of a remembered cut's.
 """
 
 import time
@@ -35,17 +36,17 @@ WAYS = {"clusters": 200, "annealing": 100, "vectors": 60, "bifurcation": 100, "p
 """ways from a reheated cut, in the order of their first turns, and their steps or sweeps"""
 TEAMS = {"population": (32, 200, 1), "clusters": (16, 1, 3)}
 """cuts that are annealed side by side and end as one, stages of their annealing, and rounds of `together` after it"""
-GROWING = 0.3
-"""share of the search so far that a team takes where that is more than at first: the longer, the more cuts it has"""
 TEAM_SIDES = 2**22
-"""most sides of all cuts of a team, if it is more than it began with"""
+"""most sides of all cuts of a population by the clock"""
 SHORTEST = 0.2
 """share of its seconds that a team is worth having where there is no time for all"""
 FEW = 5
 """cuts that are put together"""
-HOT = {"population": (0.4, 1.0), "clusters": (0.4, 1.0), "annealing": (1.1, 2.5)}
+HOT = {"population": (0.4, 2.0), "clusters": (0.4, 2.0), "annealing": (1.1, 2.5)}
 """Ranges of the inverse temperature that annealing starts at, beside 1/rms row norm of W, near which a random graph's
-spins freeze; from the first two nothing is remembered but large parts"""
+spins freeze: below 1 nothing is remembered but large parts"""
+FRESH = 0.4, 1.0
+"""The same where nothing is to be remembered."""
 JOINED, ONCE, POLISHED, COLD = 0.7, 1.2, 2.5, 10.0
 """The same where parts are annealed, where one cut is by the clock, where it polishes, and where it ends."""
 QUICK, SLOWEST = 25, 5.0
@@ -199,16 +200,12 @@ class Ways:
         n, m = self.graph.n, self.graph.m
         return 2e-7 * m * stages + batch * (1e-7 * (n + m) + work)
 
-    def most(self, way: str) -> float:
-        """The seconds of the largest team."""
-        return self.seconds(way) * max(1.0, TEAM_SIDES / (TEAMS[way][0] * self.graph.n))
-
     def __call__(
         self, way: str, memory: np.ndarray, seconds: float, rng: np.random.Generator, left: Left
     ) -> np.ndarray | None:
         """Cuts (batch, n) of ±1 from remembered sides (batch, n) in [−1, 1]; None if it was late.
 
-        A team has as many cuts as there are planned seconds for, and if these are too few fewer sweeps.
+        A team with fewer seconds than `seconds` plans for it has fewer cuts, and if these are too few fewer sweeps.
         """
         if way in HOT:
             return self._annealed(way, memory, seconds / self.seconds(way), rng, left)
@@ -251,7 +248,7 @@ class Ways:
         how = int(rng.integers(2**31)), int(np.clip(left() / (10 * call), 1, stages))
         if copies < LEAST:
             return self.annealing(s[None], ONCE, inf, *how, left, (call, sweep))[0]
-        s, hot, last = rng.choice([-1, 1], (copies, self.graph.n)), rng.uniform(*HOT["population"]), JOINING * left()
+        s, hot, last = rng.choice([-1, 1], (copies, self.graph.n)), rng.uniform(*FRESH), JOINING * left()
         s = self.annealing(s, hot, inf, *how, lambda: left() - last, (call, sweep))
         return self._joined(s, rounds, rng, left)
 
@@ -261,11 +258,12 @@ class Ways:
         shorter = min(1.0, team * share / copies)
         sweeps, stages = (ceil(x * shorter) for x in (WAYS[way], stages))
         memory = memory.repeat(copies, axis=0)
-        s, hot = np.where(rng.random(memory.shape) < (1 + memory) / 2, 1, -1), rng.uniform(*HOT[way])
+        s = np.where(rng.random(memory.shape) < (1 + memory) / 2, 1, -1)
+        hot = rng.uniform(*(HOT[way] if memory.any() else FRESH))
         if copies == 1:
             return self.annealing(s, hot, sweeps, int(rng.integers(2**31)))
         planned = share * self.seconds(way)
-        calls = min(copies, max(ceil(copies / team), ceil(planned / LONGEST)))
+        calls = min(copies, ceil(planned / LONGEST))
         parts, last = [s] if stages > 1 else np.array_split(s, calls), JOINING * planned
         s = [self.annealing(x, hot, sweeps, int(rng.integers(2**31)), stages, lambda: left() - last) for x in parts]
         return self._joined(np.concatenate(s), rounds, rng, left)[None]

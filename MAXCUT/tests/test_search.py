@@ -139,18 +139,6 @@ def test_nothing_is_begun_that_takes_longer_than_is_left(stalled):
     assert (batch.parents[0] is None) == stalled and "clusters" in shortened
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_the_longer_the_search_the_more_of_its_time_a_team_takes_but_no_more_than_is_left(way):
-    graph, V = random_graph(300, 0.1, 1), torch.eye(300)
-    ways, found = Ways(graph, V, 0.03, 8), Search(kernel(graph), np.ones(300), 0.0)
-    found.choose = lambda costs, rng: way
-    first = ways.seconds(way)
-    most = {"population": 2**22 / (32 * 300), "clusters": 2**22 / (16 * 300)}.get(way, 1) * first
-    for found.total, left, team in ((0.0, 1e4, first), (1e2, 1e4, 30.0), (1e2, 10.0, 9.0), (1e6, 1e6, most)):
-        reheating = Reheating(ways, found, Config(), lambda left=left: left, Checkpoint())
-        assert reheating.plan().seconds == pytest.approx(team if way in TEAMS else first)
-
-
 @pytest.mark.parametrize("n, p", [(22, 0.5), (25, 0.12)])
 def test_the_search_finds_the_optimum_and_stops_at_a_bound(n, p):
     graph = random_graph(n, p, 3)

@@ -215,7 +215,7 @@ def test_a_team_has_as_many_cuts_as_there_are_seconds_for_and_its_rounds_end_in_
     monkeypatch.setattr(Annealing, "__call__", lambda self, s, *_: annealed.append(_[1]) or s.astype(float))
     monkeypatch.setattr(module, "together", lambda graph, cuts, sweeps, seed: joined.append(sweeps) or cuts[0])
     team, sweeps = module.TEAMS[way][0], module.WAYS[way]
-    for share in (0.125, 0.5, 1.0, 3.25):
+    for share in (0.125, 0.5, 1.0):
         seconds, copies = share * made.seconds(way), max(8, round(team * share))
         made(way, np.zeros((1, 20)), seconds, np.random.default_rng(0), lambda: 0.0 if len(joined) == 7 else inf)
         assert annealed.pop() == np.ceil(sweeps * min(team * share / copies, 1)) and len(joined) == 7
@@ -223,6 +223,22 @@ def test_a_team_has_as_many_cuts_as_there_are_seconds_for_and_its_rounds_end_in_
         made(way, np.zeros((1, 20)), seconds, np.random.default_rng(0), endless)
         assert joined == rounds * copies * [200]
         annealed.clear(), joined.clear()
+
+
+@pytest.mark.parametrize("way", ["population", "clusters"])
+def test_a_team_starts_warm_only_where_there_is_something_to_remember(way, monkeypatch):
+    made, hot = ways_on(gaussian(20, 0.3, 1)), []
+    monkeypatch.setattr(Annealing, "__call__", lambda self, s, beta, *_: hot.append(beta) or s.astype(float))
+    monkeypatch.setattr(module, "together", lambda graph, cuts, sweeps, seed: cuts[0])
+    for memory, least, most in (
+        (np.zeros(20), 0.95, 1.0),
+        (sides(20), 1.9, 2.0),
+        (sides(20) * (np.arange(20) < 9), 1.9, 2.0),
+    ):
+        for seed in range(100):
+            made(way, memory[None], made.seconds(way), np.random.default_rng(seed), endless)
+        assert 0.4 <= min(hot) < 0.5 and least < max(hot) <= most and len(hot) == 100
+        hot.clear()
 
 
 def test_a_population_is_drawn_again_by_boltzmann_weights_and_one_stage_leaves_it_as_it_is(monkeypatch):
