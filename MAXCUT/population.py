@@ -88,10 +88,11 @@ class Search:
     def add(self, s: np.ndarray, parent: int | None, elapsed: float) -> None:
         """Take in the cut s of a descent from the cut `parent`, or from none."""
         self.descents += 1
+        best = int(np.argmax(self.cuts))
         if parent is None:
             self.s.append(s)
             self.cuts.append(value(self.kernel.graph, s) + self.offset)
-        for member in dict.fromkeys(x for x in (parent, int(np.argmax(self.cuts))) if x is not None):
+        for member in dict.fromkeys((best if parent is None else parent, best)):
             united = unite(self.kernel.graph, self.s[member], s)
             cut = value(self.kernel.graph, united) + self.offset
             if cut >= self.cuts[member] and not any((united == nearer(united, other)).all() for other in self.s):
