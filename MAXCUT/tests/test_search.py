@@ -54,11 +54,12 @@ def test_united_cuts_take_the_better_part_of_each():
     assert max(cut_of(graph, s), cut_of(graph, t)) < 14 == cut_of(graph, unite(graph, s, t))
 
 
-def test_what_is_kept_takes_the_better_part_of_each_cut():
+@pytest.mark.parametrize("parent", [0, None])
+def test_what_is_kept_takes_the_better_part_of_each_cut(parent):
     graph = from_networkx(nx.disjoint_union(nx.complete_graph(6), nx.complete_graph(7)))
     balanced = np.resize([1.0, -1.0], 13)
     found = Search(kernel(graph), np.where(np.arange(13) < 6, balanced, 1), 0.0)
-    found.add(np.where(np.arange(13) < 6, 1, balanced)[found.kernel.vertices], 0, 1.0)
+    found.add(np.where(np.arange(13) < 6, 1, balanced)[found.kernel.vertices], parent, 1.0)
     assert found.best[0] == 9 and found.best[-1] == 21 == cut_of(graph, found.best_cut())
 
 
