@@ -92,7 +92,8 @@ class Search:
         if parent is None:
             self.s.append(s)
             self.cuts.append(value(self.kernel.graph, s) + self.offset)
-        for member in dict.fromkeys((best if parent is None else parent, best)):
+            parent = best
+        for member in dict.fromkeys((parent, best)):
             united = unite(self.kernel.graph, self.s[member], s)
             cut = value(self.kernel.graph, united) + self.offset
             if cut >= self.cuts[member] and not any((united == nearer(united, other)).all() for other in self.s):

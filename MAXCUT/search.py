@@ -85,8 +85,7 @@ class Reheating:
         """The next batch, such that it ends in time; None if there is no time, or were descents enough."""
         left, found = 0.9 * self.left() / self.slowness, self.found
         whole = {way: self.ways.seconds(way) for way in self.menu}
-        least = {way: cost * (SHORTEST if way in TEAMS else 1) for way, cost in whole.items()}
-        costs = {way: min(whole[way], left) for way in whole if least[way] < left}
+        costs = {way: min(s, left) for way, s in whole.items() if s * (SHORTEST if way in TEAMS else 1) < left}
         room = self.descents - self.begun
         if not costs or room <= 0:
             return None

@@ -208,7 +208,7 @@ class Ways:
         A team with fewer seconds than `seconds` plans for it has fewer cuts, and if these are too few fewer sweeps.
         """
         if way in HOT:
-            return self._annealed(way, memory, seconds / self.seconds(way), rng, left)
+            return self._annealed(way, memory, seconds, rng, left)
         c, kappa = (rng.uniform(*limits, size=(len(memory), 1)) for limits in (MEMORY, KICK))
         kick = kappa * rng.standard_normal(memory.shape)
         if way == "vectors":
@@ -252,8 +252,10 @@ class Ways:
         s = self.annealing(s, hot, inf, *how, lambda: left() - last, (call, sweep))
         return self._joined(s, rounds, rng, left)
 
-    def _annealed(self, way: str, memory: np.ndarray, share: float, rng: np.random.Generator, left: Left) -> np.ndarray:
-        team, stages, rounds = TEAMS.get(way, (1, 1, 0))
+    def _annealed(
+        self, way: str, memory: np.ndarray, seconds: float, rng: np.random.Generator, left: Left
+    ) -> np.ndarray:
+        (team, stages, rounds), share = TEAMS.get(way, (1, 1, 0)), seconds / self.seconds(way)
         copies = max(min(team, LEAST), round(team * share))
         shorter = min(1.0, team * share / copies)
         sweeps, stages = (ceil(x * shorter) for x in (WAYS[way], stages))
@@ -262,9 +264,8 @@ class Ways:
         hot = rng.uniform(*(HOT[way] if memory.any() else FRESH))
         if copies == 1:
             return self.annealing(s, hot, sweeps, int(rng.integers(2**31)))
-        planned = share * self.seconds(way)
-        calls = min(copies, ceil(planned / LONGEST))
-        parts, last = [s] if stages > 1 else np.array_split(s, calls), JOINING * planned
+        calls = min(copies, ceil(seconds / LONGEST))
+        parts, last = [s] if stages > 1 else np.array_split(s, calls), JOINING * seconds
         s = [self.annealing(x, hot, sweeps, int(rng.integers(2**31)), stages, lambda: left() - last) for x in parts]
         return self._joined(np.concatenate(s), rounds, rng, left)[None]
 
